@@ -1,0 +1,1 @@
+"""Optimising splats to pictures."""

@@ -1,0 +1,1 @@
+"""Cameras and points from pictures without a learned model, and the alignments between frames."""

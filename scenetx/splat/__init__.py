@@ -1,0 +1,1 @@
+"""Rendering Gaussians: one door, three backends."""
