@@ -13,7 +13,7 @@ from scenetx.core.rigid import invert_rigid
 
 @dataclass(frozen=True)
 class Cameras:
-    """``n`` pinhole cameras. ``K`` is in pixels of a ``height`` x ``width`` picture, first pixel centre at (0.5, 0.5)."""
+    """``n`` pinhole cameras; ``K`` in pixels of a ``height`` x ``width`` picture, first pixel centre (0.5, 0.5)."""
 
     world_from_cam: Float[Tensor, "n 4 4"]
     K: Float[Tensor, "n 3 3"]
@@ -71,9 +71,7 @@ class Cameras:
         return replace(parts[0], world_from_cam=world_from_cam, K=torch.cat([part.K for part in parts]))
 
 
-def project(
-    points: Float[Tensor, "p 3"], cameras: Cameras
-) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p"]]:
+def project(points: Float[Tensor, "p 3"], cameras: Cameras) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p"]]:
     """Pixels and z-depths of world points in every camera. Pixels mean nothing where depth <= 0."""
     cam_from_world = cameras.cam_from_world
     in_cam = points @ cam_from_world[:, :3, :3].transpose(-1, -2) + cam_from_world[:, None, :3, 3]
@@ -81,9 +79,7 @@ def project(
     return homogeneous[..., :2] / homogeneous[..., 2:], in_cam[..., 2]
 
 
-def unproject(
-    pixels: Float[Tensor, "n p 2"], depth: Float[Tensor, "n p"], cameras: Cameras
-) -> Float[Tensor, "n p 3"]:
+def unproject(pixels: Float[Tensor, "n p 2"], depth: Float[Tensor, "n p"], cameras: Cameras) -> Float[Tensor, "n p 3"]:
     """World points seen at ``pixels`` at z-depth ``depth``: the inverse of `project`."""
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
     rays = homogeneous @ torch.linalg.inv(cameras.K).transpose(-1, -2)

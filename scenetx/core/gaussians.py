@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,25 +70,26 @@ class Gaussians:
         return ok
 
     def transformed(self, a_from_b: Sim3) -> Gaussians:
-        """The Gaussians of frame b in frame a. View-dependent colour is rotated too (exactly, by refitting each band)."""
+        """The Gaussians of frame b in frame a. View-dependent colour is rotated too, band by band."""
         rotation = a_from_b.rotation.to(self.means)
         quats = quat_from_rotation(rotation @ rotation_from_quat(self.quats))
         sh = rotate_sh(self.sh, rotation)
-        return replace(
-            self, means=a_from_b.apply(self.means), quats=quats, scales=self.scales * a_from_b.scale, sh=sh
-        )
+        return replace(self, means=a_from_b.apply(self.means), quats=quats, scales=self.scales * a_from_b.scale, sh=sh)
 
     @staticmethod
     def cat(parts: list[Gaussians]) -> Gaussians:
-        names = parts[0]._tensors()
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()
+        }
+        return replace(parts[0], **joined)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-    def _map(self, change) -> Gaussians:  # noqa: ANN001 - Callable[[Tensor], Tensor]
-        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return replace(self, **changed)
 
 
 def sh_basis(directions: Float[Tensor, "*batch 3"], degree: int) -> Float[Tensor, "*batch k"]:

@@ -119,9 +119,7 @@ class Sim3:
         return Sim3(self.scale * other.scale, self.rotation @ other.rotation, translation)
 
 
-def umeyama(
-    target: Float[Tensor, "n 3"], source: Float[Tensor, "n 3"], *, with_scale: bool = True
-) -> Sim3:
+def umeyama(target: Float[Tensor, "n 3"], source: Float[Tensor, "n 3"], *, with_scale: bool = True) -> Sim3:
     """Least-squares similarity ``target_from_source`` (Umeyama, 1991, eq. 40-42), in float64.
 
     Needs three points that are not on a line for a unique rotation; fewer give some rotation that fits.

@@ -1,0 +1,6 @@
+"""``python -m scenetx``."""
+
+from scenetx.cli import main
+
+if __name__ == "__main__":
+    main()
