@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ class Original:
     focal_exif: float | None = None  # pixels of the upright original, from EXIF, None = not stated
     camera_exif: str = ""  # maker, model and lens: pictures of equal text (and size) share intrinsics
     time: float | None = None  # seconds: EXIF capture time, or time in the video
+    lens: Literal["opencv", "fisheye"] = "opencv"  # fisheye: `distortion` is the equidistant (k1, k2, k3, k4)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,14 @@ class Scene:
             if view.name == name:
                 return view
         raise KeyError(f"no view named {name!r}; there are {[view.name for view in self.views[:5]]} ...")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the scene folder that `scenetx.load` and other people's tools read; gives its path."""
+        # The one import that runs up: a convenience of the noun, bound late so that core stands alone.
+        from scenetx.io.scene_dir import save_scene
+
+        save_scene(self, Path(folder))
+        return Path(folder)
 
     def with_stage(self, stage: Stage) -> Scene:
         """The scene with one more line of history (an earlier line of the same name is replaced)."""

@@ -1,0 +1,118 @@
+"""What a fit may be told; the defaults are the quality 'standard'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from scenetx.core import InputError
+from scenetx.splat import Backend
+
+Quality = Literal["draft", "standard", "high"]
+Strategy = Literal["mcmc", "classic"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Learning rates are those of 3DGS/gsplat where not said otherwise; means move in units of the scene's extent."""
+
+    # size of the work
+    steps: int = 6000
+    width: int = 640  # longest side of the pictures fitted to; larger ones are reduced by area
+    max_splats: int = 100_000
+    sh_degree: int = 2
+    sh_interval: int = 1000  # steps before the next band of view-dependent colour joins
+    pyramid: int = 2  # coarse to fine: the first pictures are 1/2^pyramid of the size
+    pyramid_until: float = 0.4  # share of the steps after which the pictures have their full size
+
+    # learning rates
+    means_lr: float = 1.6e-4
+    means_lr_end: float = 1.6e-6
+    scales_lr: float = 0.005
+    quats_lr: float = 0.001
+    opacities_lr: float = 0.05
+    sh_lr: float = 0.0025
+    sh_rest_lr: float = 0.0025 / 20
+    selective: bool = True  # do not step splats that the view did not touch
+
+    # loss
+    ssim_weight: float = 0.2
+    opacity_reg: float = 0.01
+    scale_reg: float = 0.01
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    random_background: bool = False
+
+    # how splats come and go
+    strategy: Strategy = "mcmc"
+    refine_start: float = 0.05  # shares of the steps
+    refine_stop: float = 0.8
+    grow_until: float = 0.5
+    refine_interval: int = 100
+    min_opacity: float = 0.005
+    noise_lr: float = 5e5
+    grow_grad2d: float = 8e-4  # classic, on absolute gradients as ScreenStats has them
+    reset_interval: int = 3000  # classic
+
+    # pictures that do not agree
+    exposure: bool = True
+    exposure_lr: float = 0.002
+    exposure_decay: float = 0.01
+    refine_poses: bool | None = None  # None: unless the poses came with the input
+    poses_lr: float = 1e-4
+    poses_start: float = 0.1  # share of the steps before cameras may move
+
+    # start
+    least_points: int = 1000  # with fewer from SfM, random points are added ...
+    initial_splats: int = 5000  # ... up to this many
+    initial_opacity: float = 0.1
+    initial_scale: float = 1.0  # of the mean distance to the three nearest points
+    antialiased: bool = False
+
+    # running
+    seed: int = 0
+    backend: Backend = "auto"
+    device: str = "cpu"
+    eval_interval: int = 500
+    eval_views: int = 4
+    checkpoint_seconds: float = 60.0
+    max_bad_steps: int = 50  # steps with a loss that is not finite before giving up
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "max_splats", "refine_interval", "sh_interval", "eval_interval"):
+            if getattr(self, name) < 1:
+                raise InputError(f"fit setting {name}", getattr(self, name), "use at least 1")
+        if not 0 <= self.sh_degree <= 3:
+            raise InputError("fit setting sh_degree", self.sh_degree, "use 0 to 3")
+        if not 0 <= self.pyramid <= 4:
+            raise InputError("fit setting pyramid", self.pyramid, "use 0 to 4")
+        if self.strategy not in ("mcmc", "classic"):
+            raise InputError("fit setting strategy", self.strategy, "use mcmc or classic")
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {
+        "steps": 2000,
+        "width": 480,
+        "max_splats": 40_000,
+        "sh_degree": 1,
+        "sh_interval": 700,
+        "eval_interval": 250,
+    },
+    "standard": {},
+    "high": {"steps": 15_000, "width": 960, "max_splats": 250_000, "sh_degree": 3, "sh_interval": 2000},
+}
+
+
+def settings_for(quality: str = "standard", num_views: int = 50, **changes: Any) -> FitSettings:
+    """The preset ``quality`` for ``num_views`` training pictures, with ``changes`` on top.
+
+    Steps do not grow with the number of pictures until each would be visited fewer than ten times. Raises
+    InputError for an unknown quality or setting.
+    """
+    if quality not in _PRESETS:
+        raise InputError("quality", quality, f"use one of {', '.join(_PRESETS)}")
+    unknown = sorted(set(changes) - set(FitSettings.__dataclass_fields__))
+    if unknown:
+        raise InputError("fit setting", unknown[0], f"use one of {', '.join(FitSettings.__dataclass_fields__)}")
+    settings = replace(FitSettings(), **_PRESETS[quality])
+    return replace(settings, **({"steps": max(settings.steps, 10 * num_views)} | changes))

@@ -1,0 +1,51 @@
+"""Gaussians as an optimiser sees them: free numbers, activated on the way to the rasterizer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scenetx.core import Gaussians
+from scenetx.fit.adam import Adam
+
+SMALLEST, LARGEST = 1e-12, 1 - 1e-6  # opacities are kept inside, where the logit is finite
+
+
+def logit(opacity: Float[Tensor, "g"]) -> Float[Tensor, "g"]:
+    return torch.logit(opacity.clamp(SMALLEST, LARGEST))
+
+
+def trainable(gaussians: Gaussians, *, selective: bool) -> Adam:
+    """The optimiser that owns ``gaussians``: means, quats, log_scales, logits and sh."""
+    parameters = {
+        "means": gaussians.means.float(),
+        "quats": gaussians.quats.float(),
+        "log_scales": gaussians.scales.float().log(),
+        "logits": logit(gaussians.opacities.float()),
+        "sh": gaussians.sh.float(),
+    }
+    return Adam(parameters, marker="means" if selective else None)
+
+
+def activated(table: Adam, *, antialiased: bool) -> Gaussians:
+    """What the rasterizer takes; differentiable in the table's parameters."""
+    return Gaussians(
+        means=table["means"],
+        quats=table["quats"],
+        scales=table["log_scales"].exp(),
+        opacities=table["logits"].sigmoid(),
+        sh=table["sh"],
+        antialiased=antialiased,
+    )
+
+
+def rows_of(table: Adam, rows: Int[Tensor, "n"]) -> dict[str, Tensor]:
+    """Copies of some rows of every parameter."""
+    return {name: tensor.detach()[rows] for name, tensor in table.parameters.items()}
+
+
+def grow_bands(table: Adam, degree: int) -> None:
+    """Room for view-dependent colour up to ``degree``; the new coefficients are zero."""
+    if table["sh"].shape[1] < (degree + 1) ** 2:
+        table.widen("sh", (degree + 1) ** 2)

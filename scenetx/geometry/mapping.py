@@ -1,0 +1,281 @@
+"""From verified matches to one good model: several mappers, the best answer, its refinement (pycolmap)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from scenetx.geometry.sfm_job import JobPicture, SfmSettings
+
+Report = Callable[[float], None]
+ENOUGH_FOR_LENS = 10
+"""Pictures of one camera that may determine more of the lens than a focal length and one radial term."""
+WORTH = 0.01
+"""Share of bundle adjustment's cost that a freer lens has to explain."""
+FAR = 10.0
+"""A camera this many times farther out than the median one, and seen by few points, is not believed."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One attempt's largest model, and who is in which of its models, the largest first."""
+
+    model: pycolmap.Reconstruction
+    groups: tuple[frozenset[str], ...]
+    how: str
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(group) for group in self.groups)
+
+    @property
+    def score(self) -> tuple[int, float]:
+        """More pictures first, then the smaller reprojection error."""
+        return self.model.num_reg_images(), -self.model.compute_mean_reprojection_error()
+
+
+def map_incremental(
+    database: Path,
+    images: Path,
+    folder: Path,
+    settings: SfmSettings,
+    report: Report,
+    *,
+    relaxed: bool,
+    start: Path | None = None,
+) -> Candidate | None:
+    """COLMAP's incremental mapper. ``relaxed`` thresholds take weaker pictures; ``start`` continues a model on disk."""
+    _empty(folder)
+    options = pycolmap.IncrementalPipelineOptions(
+        min_model_size=settings.min_model_size,
+        num_threads=settings.num_threads,
+        random_seed=settings.seed,
+        extract_colors=False,
+    )
+    options.mapper.random_seed = options.triangulation.random_seed = settings.seed
+    total = _num_images(database)
+    # Points of two views are weak, but all there is between few or weakly connected pictures.
+    options.triangulation.ignore_two_view_tracks = total > 4 and not relaxed
+    if total == 2:
+        options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = False
+    if relaxed:
+        options.min_num_matches = 10
+        options.mapper.init_min_num_inliers = 40
+        options.mapper.init_min_tri_angle = 5.0
+        options.mapper.abs_pose_min_num_inliers = 15
+        options.mapper.abs_pose_min_inlier_ratio = 0.15
+        options.mapper.max_reg_trials = 6
+    count = 0
+
+    def next_image() -> None:
+        nonlocal count
+        count += 1
+        report(min(count / total, 0.99))
+
+    models = pycolmap.incremental_mapping(
+        database, images, folder, options, str(start) if start else "", next_image_callback=next_image
+    )
+    return _largest(models, "incremental, relaxed" if relaxed else "incremental")
+
+
+def map_global(database: Path, images: Path, folder: Path, settings: SfmSettings) -> Candidate | None:
+    """The global mapper (GLOMAP; Pan et al., 2024), on a copy of the database whose focal lengths it may calibrate."""
+    _empty(folder)
+    copy = folder / "calibrated.db"
+    shutil.copyfile(database, copy)
+    pycolmap.calibrate_view_graph(copy)
+    options = pycolmap.GlobalPipelineOptions(
+        min_model_size=settings.min_model_size, num_threads=settings.num_threads, random_seed=settings.seed
+    )
+    models = pycolmap.global_mapping(copy, images, folder, options)
+    copy.unlink()
+    return _largest(models, "global")
+
+
+def _largest(models: dict[int, pycolmap.Reconstruction], how: str) -> Candidate | None:
+    ordered = sorted(models.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    ordered = [model for model in ordered if model.num_reg_images() >= 2 and model.num_points3D() >= 8]
+    if not ordered:
+        return None
+    groups = [frozenset(model.image(image_id).name for image_id in model.reg_image_ids()) for model in ordered]
+    return Candidate(ordered[0], tuple(groups), how)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _num_images(database: Path) -> int:
+    handle = pycolmap.Database.open(database)
+    try:
+        return int(handle.num_images())
+    finally:
+        handle.close()
+
+
+def drop_unreliable(model: pycolmap.Reconstruction) -> list[str]:
+    """Take cameras out that are far from all the others and held by few points, or by hardly any; their names.
+
+    One such camera blows up the scale of everything that looks at the cameras' extent.
+    """
+    images = [model.image(image_id) for image_id in model.reg_image_ids()]
+    if len(images) < 4:
+        return []
+    centers = np.array([image.projection_center() for image in images])
+    counts = np.array([image.num_points3D for image in images])
+    distances = np.linalg.norm(centers - np.median(centers, axis=0), axis=1)
+    far = distances > FAR * max(float(np.median(distances)), 1e-12)
+    bad = (far & (counts < max(30.0, 0.2 * float(np.median(counts))))) | (counts < 6)
+    dropped = [(image.name, image.frame_id) for image, is_bad in zip(images, bad, strict=True) if is_bad]
+    for _, frame_id in dropped:
+        model.deregister_frame(frame_id)
+    return [name for name, _ in dropped]
+
+
+def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
+    """Last bundle adjustment, in place, and what the lens turned out to need, in words.
+
+    Where `ENOUGH_FOR_LENS` pictures share a camera, SIMPLE_RADIAL grows to OPENCV, and then the principal point is set
+    free. Each step is kept only if it lowers the cost by `WORTH` (the cost always falls a little, and then
+    the new parameters soak up noise and turn the cameras) and bundle adjustment's covariance says they are determined.
+    """
+    cost = _adjust(model, settings, frozenset())[0]
+    members = _pictures_of(model)
+    few = frozenset(camera_id for camera_id, count in members.items() if count < ENOUGH_FOR_LENS)
+    notes = []
+    for what in ("distortion", "principal point"):
+        if len(few) == len(members) or (what == "principal point" and not settings.principal_point):
+            break
+        saved = pycolmap.Reconstruction(model)
+        for camera_id in set(members) - few:
+            _widen(model.camera(camera_id))
+        new_cost, held = _adjust(model, settings, few, principal_point=what == "principal point")
+        gain = 1 - new_cost / max(cost, 1e-12)
+        if held and gain > WORTH:
+            cost = new_cost
+            notes.append(f"{what} estimated (cost -{100 * gain:.1f}%)")
+        else:
+            _restore(model, saved)
+    return notes
+
+
+def _widen(camera: pycolmap.Camera) -> None:
+    """SIMPLE_RADIAL to the same lens as OPENCV."""
+    if camera.model_name == "SIMPLE_RADIAL":
+        focal, cx, cy, k = camera.params
+        camera.model = pycolmap.CameraModelId.OPENCV
+        camera.params = [focal, focal, cx, cy, k, 0, 0, 0]
+
+
+def _pictures_of(model: pycolmap.Reconstruction) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for image_id in model.reg_image_ids():
+        camera_id = model.image(image_id).camera_id
+        counts[camera_id] = counts.get(camera_id, 0) + 1
+    return counts
+
+
+def _adjust(
+    model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int], *, principal_point: bool = False
+) -> tuple[float, bool]:
+    """Bundle adjustment with a robust loss: its cost, and whether the lenses that were free are well determined."""
+    options = pycolmap.BundleAdjustmentOptions(refine_principal_point=principal_point, print_summary=False)
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.num_threads = settings.num_threads
+    options.ceres.solver_options.function_tolerance = 1e-7
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        config.add_image(image_id)
+    for camera_id in fixed:
+        config.set_constant_cam_intrinsics(camera_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, config, model)
+    summary = adjuster.solve()
+    cost = float(summary.ceres_summary.final_cost) if summary.is_solution_usable() else float("inf")
+    model.update_point_3d_errors()
+    wide = [i for i in set(_pictures_of(model)) - fixed if model.camera(i).model_name == "OPENCV"]
+    held = not wide or _determined(model, adjuster, wide, principal_point=principal_point)
+    return cost, held
+
+
+def _determined(
+    model: pycolmap.Reconstruction,
+    adjuster: pycolmap.CeresBundleAdjuster,
+    cameras: Sequence[int],
+    *,
+    principal_point: bool,
+) -> bool:
+    """Focal lengths known to 0.5%, principal points to 0.2% of the picture and within a tenth of the middle.
+
+    The latter is 0.1 degrees of rotation at a focal length of one picture: pictures that neither roll nor come close
+    leave the principal point to trade with rotation and tangential distortion.
+    """
+    options = pycolmap.BACovarianceOptions(params=pycolmap.BACovarianceOptionsParams.ALL)
+    covariance = pycolmap.estimate_ba_covariance(options, model, adjuster)
+    if covariance is None:
+        return False
+    # Ceres takes the residuals' standard deviation for one pixel; theirs is smaller.
+    noise = max(model.compute_mean_reprojection_error(), 1e-3)
+    for camera_id in cameras:
+        camera = model.camera(camera_id)
+        block = covariance.get_other_params_cov(camera.params)
+        if block is None:
+            return False
+        params, size = np.asarray(camera.params), max(camera.width, camera.height)
+        std = noise * np.sqrt(np.abs(np.diag(block)))
+        if (std[:2] > 0.005 * params[:2]).any():
+            return False
+        off = np.abs(params[2:4] - np.array([camera.width, camera.height]) / 2)
+        if principal_point and ((std[2:4] > 0.002 * size).any() or (off > 0.1 * size).any()):
+            return False
+    return True
+
+
+def _restore(model: pycolmap.Reconstruction, saved: pycolmap.Reconstruction) -> None:
+    for camera_id, camera in saved.cameras.items():
+        model.camera(camera_id).model = camera.model
+        model.camera(camera_id).params = camera.params
+    for frame_id in saved.reg_frame_ids():
+        model.frame(frame_id).rig_from_world = saved.frame(frame_id).rig_from_world
+    for point_id, point in saved.points3D.items():
+        model.point3D(point_id).xyz = point.xyz
+
+
+def clean(model: pycolmap.Reconstruction, images: Path) -> None:
+    """Drop points with a large reprojection error or hardly any parallax; give the others errors and colours."""
+    pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.0)
+    model.update_point_3d_errors()
+    model.extract_colors_for_all_images(images)
+
+
+def known_model(database: Path, pictures: Sequence[JobPicture]) -> pycolmap.Reconstruction:
+    """A model of the pictures' given cameras, without points."""
+    handle = pycolmap.Database.open(database)
+    try:
+        model = pycolmap.Reconstruction()
+        for camera in handle.read_all_cameras():
+            model.add_camera_with_trivial_rig(camera)
+        for image in handle.read_all_images():
+            given = pictures[image.image_id - 1].cam_from_world
+            pose = pycolmap.Rigid3d(np.array(given, dtype=np.float64)[:3])
+            model.add_image_with_trivial_frame(
+                pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id), pose
+            )
+    finally:
+        handle.close()
+    return model
+
+
+def map_points(
+    model: pycolmap.Reconstruction, database: Path, images: Path, folder: Path, settings: SfmSettings
+) -> pycolmap.Reconstruction:
+    """Triangulate what matches between cameras that stay fixed."""
+    _empty(folder)
+    options = pycolmap.IncrementalPipelineOptions(num_threads=settings.num_threads, random_seed=settings.seed)
+    return pycolmap.triangulate_points(model, database, images, folder, True, options)

@@ -1,0 +1,43 @@
+"""Doors out, by the name of the file asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scenetx.core import InputError, Scene
+from scenetx.io.colmap import write_colmap
+from scenetx.io.glb import write_glb
+from scenetx.io.ply import write_points_ply
+from scenetx.io.splat_formats import write_gaussians
+from scenetx.io.transforms import write_transforms
+
+SPLAT_SUFFIXES = {".ply", ".splat", ".spz"}
+
+
+def export(scene: Scene, target: str | Path) -> Path:
+    """Write one file (or COLMAP folder) of the scene and give its path. The name says what:
+
+    ``*.ply .splat .spz`` splats (a name that begins with "points": the point cloud, as ``.ply``), ``*.glb`` points and
+    camera frustums, ``*.json`` nerfstudio transforms, a name without suffix: a COLMAP model (binary).
+    """
+    target = Path(target)
+    suffix = target.suffix.lower()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".ply" and target.name.startswith("points"):
+        if scene.points is None:
+            raise InputError(str(target), "the scene has no points", "reconstruct it first")
+        write_points_ply(scene.points, target)
+    elif suffix in SPLAT_SUFFIXES:
+        if scene.gaussians is None:
+            raise InputError(str(target), "the scene has no splats", "reconstruct it without --no-splats first")
+        write_gaussians(scene.gaussians, target)
+    elif suffix == ".glb":
+        write_glb(scene, target)
+    elif suffix == ".json":
+        write_transforms(scene, target)
+    elif suffix == "":
+        write_colmap(scene, target)
+    else:
+        known = ", ".join(sorted(SPLAT_SUFFIXES | {".glb", ".json"}))
+        raise InputError(str(target), f"unknown suffix {suffix}", f"use {known}, or a folder name for COLMAP")
+    return target

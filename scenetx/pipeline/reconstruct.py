@@ -1,0 +1,162 @@
+"""The main story: from a source of pictures to a scene folder."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from scenetx.config import load_settings, to_dict
+from scenetx.core import InputError, Scene, Stage
+from scenetx.fit import FitSettings, fit_splats
+from scenetx.fit import settings_for as fit_settings_for
+from scenetx.geometry.sfm import SfmSettings
+from scenetx.io.prepare import PrepareSettings, hold_out, open_source
+from scenetx.io.scene_dir import load_scene, save_scene
+from scenetx.pipeline.cameras import find_cameras
+from scenetx.pipeline.render import PathSettings, render_path
+from scenetx.pipeline.score import evaluate, report_pictures, with_depth, write_metrics
+from scenetx.pipeline.workspace import Report, Workspace, default_output, silent
+from scenetx.serve.report import write_report
+
+Quality = Literal["draft", "standard", "high"]
+
+
+@dataclass(frozen=True)
+class ReconstructSettings:
+    """All that can be set. `settings_for` gives the defaults of a quality."""
+
+    quality: Quality = "standard"
+    model: Literal["auto", "sfm"] = "auto"
+    eval_every: int = 8
+    splats: bool = True
+    preview: bool = True
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    sfm: SfmSettings = field(default_factory=SfmSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+def settings_for(
+    quality: Quality = "standard", *, file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> ReconstructSettings:
+    """The defaults of a quality, then a TOML file's differences, then ``key=value`` overrides."""
+    fit = fit_settings_for(quality)
+    defaults = ReconstructSettings(quality=quality, prepare=PrepareSettings(width=fit.width), fit=fit)
+    settings = load_settings(defaults, file=file, overrides=overrides)
+    # One working size: the pictures are opened no larger than they are fitted to.
+    settings = replace(settings, fit=replace(settings.fit, width=settings.prepare.width))
+    if settings.eval_every < 0:
+        raise InputError("eval_every", settings.eval_every, "give 0 (none) or a positive number")
+    return settings
+
+
+def reconstruct(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    quality: Quality = "standard",
+    settings: ReconstructSettings | None = None,
+    reference: str | Path | None = None,
+    report: Report = silent,
+    command: str = "",
+    again: bool = False,
+) -> Scene:
+    """Cameras, points, splats, scores and a report of ``source``, written to ``output`` (default ``SOURCE-scene``).
+
+    source: folder of pictures, video file, glob, COLMAP model, transforms.json, LLFF or cameras.json folder. When it
+    brings camera poses they are used and the result stays in their frame and scale. After an interruption the same call
+    goes on; a finished scene of equal settings and pictures is loaded and returned. again: start over.
+    reference: cameras to measure the found ones against. Raises `InputError` for bad input; nothing written is lost.
+    """
+    settings = settings or settings_for(quality)
+    space = Workspace(Path(output) if output else default_output(str(source)), report)
+    finished = None if again else _finished(space.folder, str(source), settings)
+    if finished is not None:
+        return finished
+    space.open(again=again)
+    scene = _cameras(str(source), settings, space)
+    if settings.splats:
+        scene = _splats(scene, settings, space)
+    scene = _scores(scene, reference, settings, space)
+    scene = replace(scene, history=(*space.stages, _summary(str(source), settings)))
+    return _write(scene, settings, space, command)
+
+
+def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Scene:
+    with space.stage("open", to_dict(settings.prepare)) as notes:
+        opened = open_source(source, settings.prepare, space.work, space.progress("open"))
+        notes.append(f"{len(opened.scene.views)} pictures")
+    if opened.kind == "scene":
+        # Fitted anew from its own cameras; which views were held out may change.
+        return hold_out(replace(load_scene(opened.path), gaussians=None, metrics={}), settings.eval_every)
+    with space.stage("cameras", to_dict(settings.sfm)) as notes:
+        scene = find_cameras(opened, settings.sfm, settings.prepare, space, notes)
+    return hold_out(scene, settings.eval_every)
+
+
+def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace) -> Scene:
+    """Fit Gaussians; refined poses replace the views' cameras."""
+    with space.stage("splats", to_dict(settings.fit)) as notes:
+        update = None
+        for update in fit_splats(scene, settings.fit, checkpoint=space.work / "fit.safetensors"):
+            psnr = f", held-out {update.psnr:.1f} dB" if update.psnr is not None else ""
+            space.report("splats", update.step / update.steps, f"{update.num_gaussians:,} splats{psnr}")
+        if update is None or update.gaussians is None:
+            raise InputError(scene.source, "no splats came out", "check that the pictures are not all masked")
+        notes.append(f"{len(update.gaussians):,} splats in {update.steps} steps")
+        refined = update.cameras or {}
+        views = tuple(replace(view, camera=refined.get(view.name, view.camera)) for view in scene.views)
+        return replace(scene, views=views, gaussians=update.gaussians)
+
+
+def _scores(scene: Scene, reference: str | Path | None, settings: ReconstructSettings, space: Workspace) -> Scene:
+    with space.stage("score"):
+        metrics = evaluate(scene, reference=reference)
+        scene = with_depth(scene) if scene.gaussians is not None else scene
+    seconds = {stage.name: stage.seconds for stage in space.stages}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    described = {"seconds": seconds, "model": scene.posed_by, "quality": settings.quality}
+    return replace(scene, metrics={**metrics, **described, "peak_memory_gib": round(peak / 2**20, 2)})
+
+
+def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, command: str) -> Scene:
+    with space.stage("save"):
+        save_scene(scene, space.folder)
+        write_metrics(scene.metrics, space.folder)
+        if scene.gaussians is not None and settings.preview:
+            flight = PathSettings(path="input", frames=90, width=min(640, settings.prepare.width))
+            render_path(scene, space.folder / "preview.mp4", flight, space.report)
+        files = [path for path in sorted(space.folder.iterdir()) if path.is_file()]
+        write_report(scene, space.folder, report_pictures(scene), command=command, files=files)
+    space.close()
+    return scene
+
+
+def _summary(source: str, settings: ReconstructSettings) -> Stage:
+    """The line of history by which the same command is known again."""
+    return Stage("reconstruct", 0.0, {"source": str(Path(source).absolute()), **_flat(to_dict(settings))})
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return out
+
+
+def _finished(folder: Path, source: str, settings: ReconstructSettings) -> Scene | None:
+    """The scene in ``folder`` when it is complete and made from the same source with the same settings."""
+    if not (folder / "scene.json").exists() or (folder / ".work").exists() or not (folder / "report.html").exists():
+        return None
+    scene = load_scene(folder)
+    wanted = dict(_summary(source, settings).settings)
+    made = next((dict(stage.settings) for stage in scene.history if stage.name == "reconstruct"), None)
+    newest = max((path.stat().st_mtime for path in _sources(source)), default=0.0)
+    return scene if made == wanted and newest < (folder / "scene.json").stat().st_mtime else None
+
+
+def _sources(source: str) -> list[Path]:
+    path = Path(source)
+    return [path, *path.iterdir()] if path.is_dir() else [path] if path.exists() else []

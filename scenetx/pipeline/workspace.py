@@ -1,0 +1,89 @@
+"""The output folder while work is under way: what is done stays done, and nobody else's files are touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scenetx.core import InputError, Stage
+
+Report = Callable[[str, float, str], None]
+"""Called with the stage's name, the share done in [0, 1] and a word on it; must return quickly."""
+
+
+def silent(stage: str, fraction: float, message: str) -> None:
+    """A `Report` that tells nobody."""
+
+
+@dataclass
+class Workspace:
+    """``folder`` is the scene's; ``folder/.work`` holds what an interrupted run needs to go on."""
+
+    folder: Path
+    report: Report = silent
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def work(self) -> Path:
+        return self.folder / ".work"
+
+    def open(self, *, again: bool = False) -> None:
+        """Make the folder, or say why it cannot be the scene's. ``again`` empties the work area."""
+        if self.folder.is_file():
+            raise InputError(str(self.folder), "is a file", "name a folder with --output")
+        ours = not self.folder.exists() or (self.folder / "scene.json").exists() or self.work.exists()
+        if not ours and any(self.folder.iterdir()):
+            raise InputError(str(self.folder), "holds other files", "name a new or empty folder with --output")
+        if again:
+            self.close()
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(str(self.folder), error.strerror, "name a folder that can be written") from error
+
+    def close(self) -> None:
+        """The scene is saved: what was kept for going on can go."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    @contextmanager
+    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[list[str]]:
+        """Times a stage and remembers its seconds over interruptions; the body appends its notes to the list."""
+        clock = self.work / f"{name}.seconds.json"
+        earlier = _read_seconds(clock)
+        notes: list[str] = []
+        start = time.monotonic()
+        self.report(name, 0.0, "")
+        try:
+            yield notes
+        finally:
+            seconds = earlier + time.monotonic() - start
+            if self.work.exists():
+                clock.write_text(json.dumps(seconds))
+        self.stages.append(Stage(name, round(seconds, 2), dict(settings or {}), tuple(notes)))
+        self.report(name, 1.0, notes[-1] if notes else "")
+
+    def progress(self, name: str) -> Callable[[str, float], None]:
+        """A callback for rooms that report (message, share)."""
+        return lambda message, fraction: self.report(name, fraction, message)
+
+
+def _read_seconds(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return 0.0
+
+
+def default_output(source: str) -> Path:
+    """``photos/`` -> ``photos-scene`` beside the working directory's files, whatever the source's own suffix."""
+    base = Path(source.rstrip("/*").rstrip(os.sep) or ".")
+    stem = base.stem if base.is_file() or any(c in base.name for c in "*?[") else base.name
+    stem = stem if stem not in ("", ".", "..", "*") else Path.cwd().name
+    return Path(f"{stem}-scene")

@@ -1,0 +1,429 @@
+"""Fitting splats: fused kernels against their torch twins, the laws of densification, and small scenes fitted whole."""
+
+import dataclasses
+import math
+
+import numba
+import pytest
+import torch
+
+from scenetx.core import Cameras, Gaussians, InputError, Original, Points, Scene, View
+from scenetx.core.cameras import look_at
+from scenetx.core.rigid import rotation_angle
+from scenetx.fit import FitSettings, evaluate_views, fit_splats, settings_for
+from scenetx.fit.adam import Adam
+from scenetx.fit.checkpoint import fingerprint
+from scenetx.fit.densify import Classic, Mcmc, relocated
+from scenetx.fit.exposure import Exposure
+from scenetx.fit.initialise import first_gaussians
+from scenetx.fit.optimize import _Fit
+from scenetx.fit.photometric import photometric_loss, photometric_loss_torch
+from scenetx.fit.poses import Poses, gauge_directions
+from scenetx.fit.targets import target_view
+from scenetx.fit.trainable import activated, trainable
+from scenetx.splat import ScreenStats, rasterize
+
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny kernels spend their time meeting at barriers; results do not depend on the number of threads."""
+    threads = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(threads[0])
+    torch.set_num_threads(threads[1])
+
+
+def random_gaussians(count: int, seed: int = 0) -> Gaussians:
+    g = torch.Generator().manual_seed(seed)
+    return Gaussians(
+        means=torch.randn(count, 3, generator=g) * 0.5,
+        quats=torch.randn(count, 4, generator=g),
+        scales=torch.rand(count, 3, generator=g) * 0.15 + 0.05,
+        opacities=torch.rand(count, generator=g) * 0.6 + 0.4,
+        sh=torch.randn(count, 1, 3, generator=g) * 0.8,
+    )
+
+
+def ring(count: int) -> Cameras:
+    angle = torch.arange(count) / count * 2 * math.pi
+    height = 0.6 + 0.5 * torch.sin(3 * angle)
+    eyes = torch.stack([3 * angle.cos(), 3 * angle.sin(), height], dim=-1)
+    K = torch.tensor([[60.0, 0, WIDTH / 2], [0, 60.0, HEIGHT / 2], [0, 0, 1]])
+    poses = look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0, 1]))
+    return Cameras(poses, K.repeat(count, 1, 1), HEIGHT, WIDTH)
+
+
+def scene_of(gaussians: Gaussians, cameras: Cameras, *, gains: torch.Tensor | None = None) -> Scene:
+    """Pictures of known Gaussians (every 5th held out), and their means, displaced, as points."""
+    with torch.no_grad():
+        rgb = rasterize(gaussians, cameras).rgb
+    if gains is not None:
+        rgb = rgb * gains[:, None, None, None]
+    photos = (rgb.clamp(0, 1) * 255).round().byte()
+    views = tuple(
+        View(f"{i}.png", photo, Original(f"{i}.png", HEIGHT, WIDTH), cameras[i], held_out=i % 5 == 0)
+        for i, photo in enumerate(photos)
+    )
+    shift = torch.randn(len(gaussians), 3, generator=torch.Generator().manual_seed(9)) * 0.05
+    points = Points(gaussians.means + shift, (gaussians.rgb * 255).byte())
+    return Scene(views, points=points, posed_by="input")
+
+
+def quick(**changes) -> FitSettings:
+    base = FitSettings(
+        steps=150, width=WIDTH, max_splats=160, initial_splats=1, sh_degree=0, pyramid=0, refine_interval=20,
+        exposure=False, means_lr=1e-3, means_lr_end=1e-5, scales_lr=0.02, sh_lr=0.02, eval_interval=100,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def last(scene: Scene, settings: FitSettings, **options):
+    update = None
+    for update in fit_splats(scene, settings, **options):  # noqa: B007
+        pass
+    return update
+
+
+@pytest.fixture(scope="module")
+def truth() -> Gaussians:
+    return random_gaussians(80)
+
+
+@pytest.fixture(scope="module")
+def scene(truth) -> Scene:
+    return scene_of(truth, ring(15))
+
+
+# the fused loss
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_loss_is_its_twin(masked):
+    g = torch.Generator().manual_seed(1)
+    photo = torch.randint(0, 256, (37, 52, 3), generator=g).byte()
+    render = 0.5 * photo / 255 + 0.5 * torch.rand(37, 52, 3, generator=g)
+    mask = torch.rand(37, 52, generator=g) > 0.3 if masked else None
+    fused = render.clone().requires_grad_()
+    value = photometric_loss(fused, photo, mask)
+    (3 * value).backward()
+    plain = render.double().requires_grad_()
+    wanted = photometric_loss_torch(plain, photo.double() / 255, mask)
+    (3 * wanted).backward()
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
+    torch.testing.assert_close(fused.grad.double(), plain.grad, rtol=1e-3, atol=1e-9)
+
+
+def test_masked_pixels_have_no_influence_on_the_loss():
+    g = torch.Generator().manual_seed(2)
+    photo = torch.randint(0, 256, (30, 40, 3), generator=g).byte()
+    render = torch.rand(30, 40, 3, generator=g)
+    mask = torch.ones(30, 40, dtype=torch.bool)
+    mask[8:20, 10:33] = False
+    other_photo = torch.where(mask[..., None], photo, 255 - photo)
+    spoiled = torch.where(mask[..., None], render, torch.full_like(render, math.nan))
+    results = []
+    for r, p in ((render, photo), (spoiled, other_photo)):
+        leaf = r.clone().requires_grad_()
+        loss = photometric_loss(leaf, p, mask)
+        loss.backward()
+        assert (leaf.grad[~mask] == 0).all()
+        results.append((loss.item(), leaf.grad))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][1][mask].abs().sum() > 0
+
+
+def test_a_nan_in_the_render_reaches_the_loss():
+    render = torch.rand(20, 20, 3)
+    render[3, 4, 1] = math.nan
+    assert math.isnan(photometric_loss(render, torch.zeros(20, 20, 3, dtype=torch.uint8)).item())
+
+
+# Adam
+
+
+@pytest.mark.parametrize("rows", [5, 700])
+def test_adam_is_torch_adam(rows):
+    g = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(rows, 3, generator=g), "b": torch.randn(rows, generator=g)}
+    ours = Adam(start)
+    theirs = {name: value.clone().requires_grad_() for name, value in start.items()}
+    groups = [{"params": [theirs["a"]], "lr": 0.01}, {"params": [theirs["b"]], "lr": 0.1}]
+    reference = torch.optim.Adam(groups, eps=1e-15)
+    for _ in range(20):
+        for name in start:
+            gradient = torch.randn(start[name].shape, generator=g) * 1e-5
+            ours[name].grad, theirs[name].grad = gradient.clone(), gradient.clone()
+        ours.step({"a": 0.01, "b": 0.1})
+        reference.step()
+    for name in start:
+        torch.testing.assert_close(ours[name].detach(), theirs[name].detach(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [6, 700])
+def test_adam_skips_rows_without_gradient_and_rows_that_are_not_finite(rows):
+    table = Adam({"a": torch.ones(rows, 2), "b": torch.ones(rows, 3)}, marker="a")
+    grad_a, grad_b = torch.ones(rows, 2), torch.ones(rows, 3)
+    grad_a[1] = 0
+    grad_b[2, 1] = math.nan
+    table["a"].grad, table["b"].grad = grad_a, grad_b
+    table.step({"a": 0.5, "b": torch.tensor([0.5, 0.25, 0.0])})
+    for name in ("a", "b"):
+        assert (table[name][1:3] == 1).all()
+        assert (table.first[name][1:3] == 0).all()
+    assert table["a"][0].tolist() == pytest.approx([0.5, 0.5])
+    assert table["b"][0].tolist() == pytest.approx([0.5, 0.75, 1.0])
+    assert table.counts[:4].tolist() == [1, 0, 0, 1]
+
+
+def test_adam_moves_its_moments_with_the_rows():
+    table = Adam({"a": torch.arange(4.0)[:, None]})
+    table["a"].grad = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    table.step({"a": 0.0})
+    table.keep(torch.tensor([True, False, True, False]))
+    table.append({"a": torch.tensor([[7.0]])})
+    assert table["a"].flatten().tolist() == [0, 2, 7]
+    assert table.first["a"].flatten().tolist() == pytest.approx([0.1, 0.3, 0])
+    assert table.counts.tolist() == [1, 1, 0]
+    table.overwrite(torch.tensor([0]), {"a": torch.tensor([[5.0]])})
+    assert table["a"][0].item() == 5
+    assert table.first["a"][0].item() == 0
+
+
+# densification
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 10, 51])
+def test_relocation_keeps_opacity_and_integral(copies):
+    """At the centre the copies blend to the old alpha; along a line through it, to the old integral (eq. 9)."""
+    old = torch.tensor([0.02, 0.3, 0.9, 0.999], dtype=torch.float64)
+    scale = torch.ones(4, 3, dtype=torch.float64)
+    new, scales = relocated(old, scale, torch.full((4,), copies))
+    torch.testing.assert_close(1 - (1 - new) ** copies, old, rtol=1e-9, atol=1e-12)
+    x = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    one = new[:, None] * torch.exp(-0.5 * (x / scales[:, :1]) ** 2)
+    blended = torch.trapezoid(1 - (1 - one) ** copies, x)
+    before = torch.trapezoid(old[:, None] * torch.exp(-0.5 * x**2), x)
+    torch.testing.assert_close(blended, before, rtol=1e-4, atol=1e-9)
+
+
+def test_mcmc_fills_to_the_cap_moves_the_dead_and_keeps_the_picture(truth):
+    faded = dataclasses.replace(truth, opacities=truth.opacities.clone().index_fill_(0, torch.arange(10), 0.001))
+    table = trainable(faded, selective=True)
+    camera = ring(4)[0]
+    before = rasterize(faded, camera).rgb
+    generator = torch.Generator().manual_seed(0)
+    Mcmc(FitSettings()).refine(table, 120, generator)
+    assert len(table) == 120
+    after = activated(table, antialiased=False).detach()
+    assert (after.opacities >= 0.0049).all()
+    assert (rasterize(after, camera).rgb - before).abs().mean() < 0.02
+
+
+def test_mcmc_noise_moves_faint_splats_only(truth):
+    mixed = dataclasses.replace(truth, opacities=truth.opacities.clone().index_fill_(0, torch.arange(10), 0.003))
+    table = trainable(mixed, selective=True)
+    Mcmc(FitSettings()).perturb(table, 1e-4, torch.Generator().manual_seed(0))
+    moved = (table["means"].detach() - truth.means).norm(dim=-1)
+    assert (moved[:10] > 0).all()
+    assert (moved[10:] == 0).all()
+
+
+def test_classic_doubles_where_gradients_are_large_and_prunes_the_faint(truth):
+    table = trainable(truth, selective=True)
+    with torch.no_grad():
+        table["logits"][5] = -9.0
+    stats = ScreenStats.zeros(len(truth))
+    stats.seen += 1
+    stats.grad2d[:4] = 1.0
+    fresh = Classic(FitSettings(), extent=3.0).refine(table, stats, 1000, torch.Generator().manual_seed(0))
+    assert len(table) == len(truth) + 4 - 1
+    assert len(fresh.seen) == len(table)
+    capped = trainable(truth, selective=True)
+    stats.grad2d[:] = 1.0
+    Classic(FitSettings(), 3.0).refine(capped, stats, len(truth) + 7, torch.Generator().manual_seed(0))
+    assert len(capped) == len(truth) + 7
+
+
+# start
+
+
+def test_first_gaussians_stand_on_the_points_and_wild_points_are_left_out(scene):
+    wild = torch.cat([scene.points.positions, torch.tensor([[1e6, 0, 0], [math.nan, 0, 0]])])
+    colors = torch.cat([scene.points.colors, torch.zeros(2, 3, dtype=torch.uint8)])
+    first = first_gaussians(dataclasses.replace(scene, points=Points(wild, colors)), quick())
+    torch.testing.assert_close(first.means, scene.points.positions)
+    torch.testing.assert_close(first.rgb, scene.points.colors / 255, atol=1e-5, rtol=0)
+
+
+def test_without_points_the_cameras_see_the_first_gaussians(scene):
+    first = first_gaussians(dataclasses.replace(scene, points=None), quick(initial_splats=500, max_splats=400))
+    assert len(first) == 400
+    assert first.finite().all()
+    assert (rasterize(first, scene.training[0].camera).alpha > 0.5).float().mean() > 0.5
+
+
+def test_a_scene_without_cameras_is_refused(scene):
+    bare = dataclasses.replace(scene, views=tuple(dataclasses.replace(v, camera=None) for v in scene.views))
+    with pytest.raises(InputError, match="no training view"):
+        next(fit_splats(bare, quick()))
+
+
+def test_targets_are_reduced_by_area_and_masks_shrink():
+    image = torch.zeros(200, 100, 3, dtype=torch.uint8)
+    image[::2] = 200
+    mask = torch.ones(200, 100, dtype=torch.bool)
+    mask[7, 9] = False
+    view = View("a", image, Original("a", 200, 100), dataclasses.replace(ring(1), height=200, width=100), mask)
+    target = target_view(view, width=100, pyramid=3)
+    assert [tuple(level.photo.shape[:2]) for level in target.levels] == [(100, 50)]
+    assert (target.levels[0].photo == 100).all()
+    assert target.levels[0].mask.sum() == 100 * 50 - 1
+    assert target.levels[0].camera.K[0, 0, 0].item() == pytest.approx(30)
+
+
+# whole fits
+
+
+@pytest.mark.parametrize("strategy", ["mcmc", "classic"])
+def test_a_fit_shows_held_out_views(scene, strategy):
+    before = evaluate_views(scene, first_gaussians(scene, quick())).mean_psnr
+    counts = []
+    update = None
+    for update in fit_splats(scene, quick(strategy=strategy)):
+        counts.append(update.num_gaussians)
+    scores = evaluate_views(scene, update.gaussians)
+    assert set(scores.psnr) == {"0.png", "5.png", "10.png"}
+    assert scores.mean_psnr > max(before + 3, 20)
+    assert max(counts) <= 160
+    assert update.step == update.steps == 150
+    assert update.psnr == pytest.approx(scores.mean_psnr, abs=0.1)
+
+
+def test_resuming_gives_the_same_bits(scene, tmp_path):
+    settings = quick(steps=60, exposure=True, refine_poses=True, checkpoint_seconds=1e9)
+    whole = last(scene, settings)
+    path = tmp_path / "fit.safetensors"
+    broken = fit_splats(scene, dataclasses.replace(settings, eval_interval=25), checkpoint=path)
+    for update in broken:
+        if update.step == 25:
+            break
+    broken.close()
+    assert path.exists()
+    steps = []
+    for update in fit_splats(scene, settings, checkpoint=path):
+        steps.append(update.step)
+    assert steps[0] == 25
+    for field in ("means", "quats", "scales", "opacities", "sh"):
+        assert torch.equal(getattr(update.gaussians, field), getattr(whole.gaussians, field)), field
+    assert all(torch.equal(update.exposures[name], whole.exposures[name]) for name in whole.exposures)
+
+
+def test_a_checkpoint_of_other_settings_or_a_torn_one_is_started_over(scene, tmp_path, caplog):
+    path = tmp_path / "fit.safetensors"
+    settings = quick(steps=3)
+    last(scene, settings, checkpoint=path)
+    assert next(fit_splats(scene, settings, checkpoint=path)).step == 3
+    assert next(fit_splats(scene, quick(steps=4), checkpoint=path)).step == 0
+    path.write_bytes(path.read_bytes()[:200])
+    assert next(fit_splats(scene, settings, checkpoint=path)).step == 0
+    assert "other pictures or settings" in caplog.text
+    assert "cannot be read" in caplog.text
+    assert fingerprint(scene, settings) != fingerprint(dataclasses.replace(scene, points=None), settings)
+
+
+def test_exposure_is_found_and_held_out_views_keep_their_brightness(truth):
+    gains = torch.where(torch.arange(15) % 2 == 0, 1.15, 0.85)
+    uneven = scene_of(dataclasses.replace(truth, sh=truth.sh * 0.5), ring(15), gains=gains)
+    settings = quick(steps=150, exposure=True, exposure_lr=0.01)
+    update = last(uneven, settings)
+    names = [view.name for view in uneven.training]
+    found = torch.stack([update.exposures[name][:, :3].diagonal().mean() for name in names])
+    wanted = torch.tensor([gains[int(name.split(".")[0])].item() for name in names])
+    assert torch.corrcoef(torch.stack([found, wanted]))[0, 1] > 0.95
+    mean = torch.stack(list(update.exposures.values())).mean(0)
+    torch.testing.assert_close(mean, torch.eye(3, 4), atol=1e-5, rtol=0)
+
+
+def test_pose_refinement_brings_displaced_cameras_back(scene, truth):
+    true_poses = torch.cat([view.camera.world_from_cam for view in scene.training])
+    shake = Poses(true_poses, extent=scene.extent, rate=0.0)
+    with torch.no_grad():
+        shake.table["delta"][:, :3] = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)) * 0.03
+    shake.step(0.0)  # takes out what is common to all cameras, which no picture can tell
+    wrong = dict(zip([view.name for view in scene.training], shake.refined().float(), strict=True))
+    views = [
+        dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_from_cam=wrong[view.name][None]))
+        if view.name in wrong
+        else view
+        for view in scene.views
+    ]
+    shaken = dataclasses.replace(scene, views=tuple(views), posed_by="sfm")
+    settings = quick(steps=200, poses_lr=3e-3, poses_start=0.1, max_splats=80)
+    fit = _Fit(shaken, settings)
+    fit.table = trainable(truth, selective=True)
+    while fit.step < settings.steps:
+        fit.advance()
+    refined = fit.finished().cameras
+
+    def error(cameras):
+        true = [scene.view(name).camera.world_from_cam[0] for name in cameras]
+        now = [camera.world_from_cam[0] for camera in cameras.values()]
+        return torch.stack([rotation_angle(a[:3, :3].T @ b[:3, :3]) for a, b in zip(true, now, strict=True)]).mean()
+
+    shaken_cameras = {view.name: view.camera for view in shaken.training}
+    assert error(refined) < 0.6 * error(shaken_cameras)
+
+
+def test_poses_do_not_drift_along_the_gauge():
+    poses = ring(6).world_from_cam
+    corrections = Poses(poses, extent=3.0, rate=0.01)
+    basis = gauge_directions(poses[:, :3, 3].double())
+    assert basis.shape == (36, 7)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(7, dtype=torch.float64))
+    for step in range(6):
+        corrections.table["delta"].grad = torch.zeros(6, 6)
+        corrections.table["delta"].grad[step] = torch.randn(6, generator=torch.Generator().manual_seed(step))
+        corrections.step(0.0)
+    delta = corrections.table["delta"].detach()
+    assert delta.abs().max() > 1e-3
+    assert (corrections.gauge.T @ delta.reshape(-1)).abs().max() < 1e-6
+
+
+def test_exposure_mean_stays_the_identity():
+    exposure = Exposure(3, rate=0.1, decay=0.0)
+    (exposure.apply(torch.rand(4, 5, 3), 1) * 2).sum().backward()
+    exposure.step(0.0)
+    assert exposure.matrices()[1, 0, 0] < 1
+    torch.testing.assert_close(exposure.matrices().mean(0), torch.eye(3, 4))
+
+
+def test_losses_that_are_not_finite_are_skipped_and_then_refused(scene):
+    fit = _Fit(scene, quick(max_bad_steps=3))
+    fit.background[:] = math.nan
+    before = fit.table["means"].detach().clone()
+    for _ in range(3):
+        fit.advance()
+    assert fit.skipped == 3
+    assert torch.equal(fit.table["means"].detach(), before)
+    with pytest.raises(InputError, match="no finite loss"):
+        fit.advance()
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"sh_degree": 4}, {"pyramid": -1}, {"no_such": 1}])
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(InputError):
+        settings_for("draft", 10, **changes)
+
+
+def test_presets_rise():
+    draft, standard, high = (settings_for(quality, 50) for quality in ("draft", "standard", "high"))
+    assert draft.steps < standard.steps < high.steps
+    assert draft.max_splats < standard.max_splats < high.max_splats
+    assert settings_for("draft", 1000).steps == 10_000
+    with pytest.raises(InputError, match="quality"):
+        settings_for("best", 10)
