@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from scenetx.core import Cameras, Gaussians, InputError, Original, Points, Scene, View
-from scenetx.core.cameras import look_at
-from scenetx.core.rigid import rotation_angle
+from scenetx.core.cameras import look_at, project
 from scenetx.fit import FitSettings, evaluate_views, fit_splats, settings_for
 from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import fingerprint
@@ -217,7 +216,7 @@ def test_mcmc_fills_to_the_cap_moves_the_dead_and_keeps_the_picture(truth):
     camera = ring(4)[0]
     before = rasterize(faded, camera).rgb
     generator = torch.Generator().manual_seed(0)
-    Mcmc(FitSettings()).refine(table, 120, generator)
+    Mcmc(FitSettings(), 1.0).refine(table, 120, generator)
     assert len(table) == 120
     after = activated(table, antialiased=False).detach()
     assert (after.opacities >= 0.0049).all()
@@ -227,10 +226,27 @@ def test_mcmc_fills_to_the_cap_moves_the_dead_and_keeps_the_picture(truth):
 def test_mcmc_noise_moves_faint_splats_only(truth):
     mixed = dataclasses.replace(truth, opacities=truth.opacities.clone().index_fill_(0, torch.arange(10), 0.003))
     table = trainable(mixed, selective=True)
-    Mcmc(FitSettings()).perturb(table, 1e-4, torch.Generator().manual_seed(0))
+    Mcmc(FitSettings(), 1.0).perturb(table, 1e-4, torch.Generator().manual_seed(0))
     moved = (table["means"].detach() - truth.means).norm(dim=-1)
     assert (moved[:10] > 0).all()
     assert (moved[10:] == 0).all()
+
+
+def test_a_fit_does_not_depend_on_the_unit_of_the_world(scene):
+    """The same pictures in a world 1024 times as large (a power of two, so that rounding is the same)."""
+    unit = 1024.0
+    large = []
+    for view in scene.views:
+        pose = view.camera.world_from_cam.clone()
+        pose[:, :3, 3] *= unit
+        large.append(dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_from_cam=pose)))
+    points = dataclasses.replace(scene.points, positions=scene.points.positions * unit)
+    settings = quick(steps=30, refine_interval=10)
+    small = last(scene, settings).gaussians
+    big = last(dataclasses.replace(scene, views=tuple(large), points=points), settings).gaussians
+    # Rounding differs a little (Adam's first steps divide tiny numbers by tiny numbers), a law would differ a lot.
+    assert (big.means / unit - small.means).abs().mean() < 1e-3
+    assert (big.scales / unit - small.scales).abs().mean() < 1e-3
 
 
 def test_classic_doubles_where_gradients_are_large_and_prunes_the_faint(truth):
@@ -363,7 +379,11 @@ def test_pose_refinement_brings_displaced_cameras_back(scene, truth):
         for view in scene.views
     ]
     shaken = dataclasses.replace(scene, views=tuple(views), posed_by="sfm")
-    settings = quick(steps=200, poses_lr=3e-3, poses_start=0.1, max_splats=80)
+    # Splats near their places, so that it is the cameras that are to blame.
+    settings = quick(
+        steps=200, poses_lr=3e-3, poses_start=0.1, max_splats=80, means_lr=1e-4, scales_lr=0.002, sh_lr=0.002,
+        opacities_lr=0.005,
+    )  # fmt: skip
     fit = _Fit(shaken, settings)
     fit.table = trainable(truth, selective=True)
     while fit.step < settings.steps:
@@ -371,12 +391,16 @@ def test_pose_refinement_brings_displaced_cameras_back(scene, truth):
     refined = fit.finished().cameras
 
     def error(cameras):
-        true = [scene.view(name).camera.world_from_cam[0] for name in cameras]
-        now = [camera.world_from_cam[0] for camera in cameras.values()]
-        return torch.stack([rotation_angle(a[:3, :3].T @ b[:3, :3]) for a, b in zip(true, now, strict=True)]).mean()
+        """Mean distance, in pixels, between where the true splats are seen and where they should be."""
+        distances = []
+        for name, camera in cameras.items():
+            true = project(truth.means, scene.view(name).camera)[0]
+            distances.append((project(truth.means, camera)[0] - true).norm(dim=-1).mean())
+        return torch.stack(distances).mean()
 
-    shaken_cameras = {view.name: view.camera for view in shaken.training}
-    assert error(refined) < 0.6 * error(shaken_cameras)
+    before = error({view.name: view.camera for view in shaken.training})
+    assert before > 1
+    assert error(refined) < 0.5 * before
 
 
 def test_poses_do_not_drift_along_the_gauge():

@@ -12,16 +12,17 @@ from PIL import Image
 
 import scenetx
 from scenetx.cli import main
-from scenetx.core import Cameras, Gaussians, InputError, Scene
+from scenetx.core import Cameras, Gaussians, InputError, Points, Scene
 from scenetx.core.cameras import look_at
+from scenetx.io.ply import write_points_ply
 from scenetx.pipeline.reconstruct import reconstruct, settings_for
 from scenetx.pipeline.render import PathSettings, render_path, to_uint8
 from scenetx.splat import rasterize
 
 QUICK = [
-    "fit.steps=120",
+    "fit.steps=200",
+    "fit.initial_opacity=0.5",
     "fit.max_splats=1500",
-    "fit.initial_splats=800",
     "fit.eval_interval=60",
     "fit.pyramid=0",
     "sfm.max_image_size=400",
@@ -47,7 +48,7 @@ def cameras(count: int = 12) -> Cameras:
 
 @pytest.fixture(scope="module")
 def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures and a cameras.json whose frame is shifted ten units along x."""
+    """Pictures with transforms.json, points and a cameras.json, in a frame that is shifted ten units along x."""
     folder = tmp_path_factory.mktemp("posed") / "ring"
     (folder / "images").mkdir(parents=True)
     splats, views = blobs(), cameras()
@@ -62,6 +63,14 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "c2w": views.world_from_cam[index].tolist(),
         }  # fmt: skip
     (folder / "cameras.json").write_text(json.dumps({"pixel_center": 0.5, "images": entries}))
+    opengl = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
+    frames = [
+        {"file_path": f"images/{i:03d}.png", "transform_matrix": (views.world_from_cam[i] @ opengl).tolist()}
+        for i in range(len(views))
+    ]
+    lens = {"w": 96, "h": 72, "fl_x": 110.0, "fl_y": 110.0, "cx": 48.0, "cy": 36.0, "ply_file_path": "start.ply"}
+    (folder / "transforms.json").write_text(json.dumps({**lens, "frames": frames}))
+    write_points_ply(Points(splats.means, (splats.rgb * 255).to(torch.uint8)), folder / "start.ply")
     return folder
 
 
@@ -69,7 +78,9 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(posed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, Path]:
     output = tmp_path_factory.mktemp("done") / "ring-scene"
     settings = settings_for("draft", overrides=QUICK)
-    scene = reconstruct(posed, output, settings=settings, reference=posed / "cameras.json", command="scenetx test")
+    scene = reconstruct(
+        posed / "transforms.json", output, settings=settings, reference=posed / "cameras.json", command="scenetx test"
+    )
     return scene, output
 
 
@@ -149,7 +160,7 @@ def test_exports_render_alike(done: tuple[Scene, Path], tmp_path: Path):
 def test_a_finished_scene_is_not_made_twice(done: tuple[Scene, Path], posed: Path):
     _, folder = done
     before = (folder / "splats.ply").stat().st_mtime_ns
-    again = reconstruct(posed, folder, settings=settings_for("draft", overrides=QUICK))
+    again = reconstruct(posed / "transforms.json", folder, settings=settings_for("draft", overrides=QUICK))
     assert (folder / "splats.ply").stat().st_mtime_ns == before
     assert len(again.gaussians) > 0
 
@@ -164,8 +175,8 @@ def test_interrupted_anywhere_ends_in_the_same_scene(stage: str, posed: Path, do
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(posed, tmp_path / "out", settings=settings, report=interrupt)
-    again = reconstruct(posed, tmp_path / "out", settings=settings)
+        reconstruct(posed / "transforms.json", tmp_path / "out", settings=settings, report=interrupt)
+    again = reconstruct(posed / "transforms.json", tmp_path / "out", settings=settings)
     assert torch.equal(again.gaussians.means, scene.gaussians.means)
     assert again.metrics["psnr"] == scene.metrics["psnr"]
 
@@ -174,7 +185,7 @@ def test_other_peoples_folders_are_left_alone(posed: Path, tmp_path: Path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):
-        reconstruct(posed, tmp_path / "precious", settings=settings_for("draft", overrides=QUICK))
+        reconstruct(posed / "transforms.json", tmp_path / "precious", settings=settings_for("draft", overrides=QUICK))
     assert [path.name for path in (tmp_path / "precious").iterdir()] == ["thesis.txt"]
 
 

@@ -49,8 +49,9 @@ def relocated(
 class Mcmc:
     """Dead splats move onto living ones, the number grows to the cap, and faint splats wander."""
 
-    def __init__(self, settings: FitSettings) -> None:
+    def __init__(self, settings: FitSettings, extent: float) -> None:
         self.settings = settings
+        self.extent = extent
 
     def refine(self, table: Adam, target: int, generator: torch.Generator) -> None:
         """Relocate splats below the least opacity, then add until there are ``target``."""
@@ -86,7 +87,10 @@ class Mcmc:
         return parents
 
     def perturb(self, table: Adam, means_lr: float, generator: torch.Generator) -> None:
-        """Noise on the means of faint splats, shaped by their covariance (eq. 8); ``means_lr`` in world units."""
+        """Noise on the means of faint splats, shaped by their covariance (eq. 8); ``means_lr`` in world units.
+
+        The paper's scenes have a size of about one; covariances are taken in units of the extent to mean the same here.
+        """
         with torch.no_grad():
             opacities = table["logits"].sigmoid()
             rows = (opacities < NOISE_CEILING).nonzero().squeeze(-1)
@@ -96,7 +100,7 @@ class Mcmc:
             half = rotation_from_quat(table["quats"][rows]) * table["log_scales"][rows].exp()[:, None, :]
             draw = torch.randn(len(rows), 3, generator=generator).to(half)
             noise = (half @ (half.transpose(-1, -2) @ draw[:, :, None])).squeeze(-1)
-            table["means"][rows] += noise * (gate * means_lr * self.settings.noise_lr)[:, None]
+            table["means"][rows] += noise * (gate * means_lr * self.settings.noise_lr / self.extent**2)[:, None]
 
 
 class Classic:

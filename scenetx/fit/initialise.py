@@ -20,7 +20,8 @@ def first_gaussians(scene: Scene, settings: FitSettings) -> Gaussians:
     """Round Gaussians as wide as the mean distance to the three nearest points, in the points' colours.
 
     Never more than ``settings.max_splats``; with fewer points than ``settings.least_points``, random ones
-    are added up to ``settings.initial_splats``. Deterministic in ``settings.seed``. Raises InputError for a scene without a registered training view.
+    are added up to ``settings.initial_splats``. Deterministic in ``settings.seed``. Raises InputError for a scene
+    without a registered training view.
     """
     if not scene.training:
         raise InputError("scene", "no training view with a camera", "run SfM first or give posed pictures")

@@ -105,7 +105,7 @@ class _Fit:
         self.judges = [self._target(view, 0) for view in spread[: settings.eval_views]]
         self.extent = 1.1 * scene.extent
         self.background = torch.tensor(settings.background, device=settings.device)
-        self.mcmc = Mcmc(settings)
+        self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
         self.stats = ScreenStats.zeros(len(first), settings.device) if settings.strategy == "classic" else None
         self.exposure = self._exposure()
@@ -167,7 +167,8 @@ class _Fit:
             rgb = self.exposure.apply(rgb, index)
         loss = photometric_loss(rgb, target.photo, target.mask, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
-            loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * gaussians.scales.mean()
+            size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
+            loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * size
         return loss
 
     def _render(self, gaussians: Gaussians, target: Target, index: int) -> Tensor:

@@ -160,9 +160,11 @@ def _describe(scene: Scene, views: list[dict[str, Any]]) -> dict[str, Any]:
         "images": views,
         "skipped": scene.skipped,
         "stages": scene.history,
-        "points": points and {"file": "points.ply", "count": len(points)},
-        "gaussians": gaussians
-        and {
+        # An empty cloud is a cloud: `is None`, for both have a length.
+        "points": None if points is None else {"file": "points.ply", "count": len(points)},
+        "gaussians": None
+        if gaussians is None
+        else {
             "file": "splats.ply",
             "count": len(gaussians),
             "sh_degree": gaussians.sh_degree,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Render, Scene
@@ -125,7 +126,7 @@ def _to_folder(
         if settings.depth:
             files.append(output / f"{index:05d}-depth.png")
             thousandths = (picture.depth[0] * 1000).clamp(0, 65535).round()
-            write_picture(files[-1], thousandths.numpy().astype(np.uint16))
+            Image.fromarray(thousandths.numpy().astype(np.uint16)).save(files[-1])
     return tuple(files)
 
 
