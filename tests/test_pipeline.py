@@ -21,7 +21,6 @@ from scenetx.splat import rasterize
 
 QUICK = [
     "fit.steps=200",
-    "fit.initial_opacity=0.5",
     "fit.max_splats=1500",
     "fit.eval_interval=60",
     "fit.pyramid=0",
@@ -196,8 +195,9 @@ def test_render_paths_to_video_pictures_and_depth(done: tuple[Scene, Path], tmp_
     assert all(path.stat().st_size > 500 for path in files)
     files = render_path(scene, tmp_path / "stills", PathSettings(path="spiral", frames=2, width=50, depth=True))
     assert [path.name for path in files] == ["00000.png", "00000-depth.png", "00001.png", "00001-depth.png"]
-    assert Image.open(files[0]).size == (50, 38)
-    assert np.asarray(Image.open(files[1])).max() > 1000
+    with Image.open(files[0]) as picture, Image.open(files[1]) as depth:
+        assert picture.size == (50, 38)
+        assert np.asarray(depth).max() > 1000
 
 
 @pytest.mark.parametrize(
