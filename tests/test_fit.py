@@ -241,12 +241,13 @@ def test_a_fit_does_not_depend_on_the_unit_of_the_world(scene):
         pose[:, :3, 3] *= unit
         large.append(dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_from_cam=pose)))
     points = dataclasses.replace(scene.points, positions=scene.points.positions * unit)
-    settings = quick(steps=30, refine_interval=10)
-    small = last(scene, settings).gaussians
-    big = last(dataclasses.replace(scene, views=tuple(large), points=points), settings).gaussians
-    # Rounding differs a little (Adam's first steps divide tiny numbers by tiny numbers), a law would differ a lot.
-    assert (big.means / unit - small.means).abs().mean() < 1e-3
-    assert (big.scales / unit - small.scales).abs().mean() < 1e-3
+    enlarged = dataclasses.replace(scene, views=tuple(large), points=points)
+    # Until the splats are first rearranged the two agree to rounding; from then on a few take other turns.
+    for steps, statistic, tolerance in ((9, torch.mean, 1e-4), (30, torch.median, 1e-3)):
+        settings = quick(steps=steps, refine_interval=10)
+        small, big = last(scene, settings).gaussians, last(enlarged, settings).gaussians
+        assert statistic((big.means / unit - small.means).abs()) < tolerance
+        assert statistic((big.scales / unit - small.scales).abs()) < tolerance
 
 
 def test_classic_doubles_where_gradients_are_large_and_prunes_the_faint(truth):
