@@ -20,7 +20,7 @@ from scenetx.splat import ScreenStats
 
 MAX_COPIES = 51  # of one splat at a time; beyond that eq. 9 gains nothing and its binomials lose digits
 NOISE_STEEPNESS, NOISE_OPACITY = 100.0, 0.005  # the paper's k and 1 - t
-NOISE_CEILING = 0.15  # above this opacity the noise is below 1e-6 of its full size and is left out
+NOISE_CEILING = 0.1  # above this opacity the noise is below 1e-4 of its full size and is left out
 
 
 def relocated(

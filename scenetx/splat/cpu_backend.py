@@ -127,9 +127,9 @@ def _forward_view(
     order = tiles.depth_order(table, seen)
     columns, rows = -(-width // tiles.TILE_WIDTH), -(-height // tiles.TILE_HEIGHT)
     chunk_counts = np.empty((tiles.CHUNKS, columns * rows), np.int64)
-    splat_counts = np.empty(len(order), np.int64)
+    splat_counts = np.zeros(len(means), np.int64)
     tiles.count_pairs(table, order, columns, rows, height, chunk_counts, splat_counts)
-    tile_start, slot_start = np.empty(columns * rows + 1, np.int64), np.empty(len(order) + 1, np.int64)
+    tile_start, slot_start = np.empty(columns * rows + 1, np.int64), np.empty(len(means) + 1, np.int64)
     tiles.starts(chunk_counts, splat_counts, tile_start, slot_start)
     pairs = np.empty((int(tile_start[-1]), 4), np.int32)
     tiles.fill_pairs(table, order, columns, height, chunk_counts, slot_start, pairs)
@@ -156,19 +156,22 @@ def _backward_view(
     background = arrays[6]
     slots = np.empty((len(view.pairs), kernels.project.SLOT_COLUMNS), np.float32)
     kernels.blend.blend_backward(
-        view.table, view.pairs, view.tile_start, view.heavy_first, view.columns, background, picture, gradient, slots
-    )
-    poses = np.zeros((-(-len(view.order) // kernels.project.BLOCK), 3, 4), np.float64)
-    absgrad = np.zeros((len(view.order), 2), np.float32)
+        view.table, view.pairs, view.tile_start, view.heavy_first, view.columns, background, picture, gradient,
+        settings.stats is not None, slots,
+    )  # fmt: skip
+    poses = np.zeros((-(-len(arrays[0]) // kernels.project.BLOCK), 3, 4), np.float64)
+    absgrad = np.zeros((len(arrays[0]), 2), np.float32)
     kernels.unproject.project_backward(
         *arrays[:5], view.rotation, view.center, view.lens, settings.degree, settings.antialiased,
-        view.table, view.order, slots, view.slot_start, *out[:5], poses, absgrad,
+        view.table, slots, view.slot_start, *out[:5], poses, absgrad,
     )  # fmt: skip
     pose = poses.sum(0)
     out[5][n, :3] = np.where(np.abs(pose) <= np.finfo(np.float32).max, pose, 0)
     if settings.stats is not None:
         index = torch.from_numpy(view.order).long()
-        settings.stats.felt(index, torch.from_numpy(absgrad), settings.height, settings.width, len(settings.lenses))
+        settings.stats.felt(
+            index, torch.from_numpy(absgrad[view.order]), settings.height, settings.width, len(settings.lenses)
+        )
 
 
 @dataclass(frozen=True)

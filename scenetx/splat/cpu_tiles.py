@@ -16,11 +16,13 @@ import numpy as np
 from numba import prange
 
 from scenetx.splat.cpu_jit import kernel
-from scenetx.splat.cpu_project import COV_XX, COV_XY, COV_YY, DEPTH, DET, MX, MY, REACH
+from scenetx.splat.cpu_lanes import prefetch
+from scenetx.splat.cpu_project import COLUMNS, COV_XX, COV_XY, COV_YY, DEPTH, DET, MX, MY, REACH
 
 f32 = np.float32
 TILE_WIDTH, TILE_HEIGHT = 8, 32  # a row of a tile is one vector of the blending loops
 CHUNKS = 16
+AHEAD = 8  # splats: in depth order they lie anywhere in a table larger than the nearer caches
 RADIX_BITS = 11
 ZERO, ONE, HALF = f32(0), f32(1), f32(0.5)
 
@@ -57,63 +59,76 @@ def depth_order(table, seen):
 
 
 @kernel()
-def column_range(row, columns):
+def outline(row):
+    """The splat's ellipse as the column loops need it: everything that does not depend on the column."""
+    reach, xx, xy, yy = row[REACH], row[COV_XX], row[COV_XY], row[COV_YY]
+    rx, ry = math.sqrt(reach * xx), math.sqrt(reach * yy)
+    slack = f32(1e-3) + f32(1e-5) * (rx + ry)
+    return (
+        row[MX] - HALF,
+        row[MY] - HALF,
+        rx,
+        slack,
+        xy * math.sqrt(reach / yy),
+        reach,
+        ONE / xx,
+        row[DET] / xx,
+        xy / xx,
+    )
+
+
+@kernel()
+def column_range(ellipse, columns):
     """First column and one past the last that the splat's box meets."""
-    rx = math.sqrt(row[REACH] * row[COV_XX])
-    left = min(max((row[MX] - rx) / f32(TILE_WIDTH), ZERO), f32(columns))
-    right = min(max((row[MX] + rx) / f32(TILE_WIDTH), -ONE), f32(columns - 1))
+    mx, rx = ellipse[0] + HALF, ellipse[2]
+    left = min(max((mx - rx) / f32(TILE_WIDTH), ZERO), f32(columns))
+    right = min(max((mx + rx) / f32(TILE_WIDTH), -ONE), f32(columns - 1))
     return int(left), int(right) + 1 if right >= ZERO else 0
 
 
 @kernel()
-def row_range(row, column, height):
+def row_range(ellipse, column, height):
     """First pixel row and one past the last whose centres the ellipse can cover within the column (none: equal).
 
     The upper and lower boundaries are a concave and a convex curve, so their extremes within the column's pixel
     centres lie at the ellipse's own extreme, or at the column's edge nearest to it.
     """
-    reach, xx, xy, yy = row[REACH], row[COV_XX], row[COV_XY], row[COV_YY]
-    rx, ry = math.sqrt(reach * xx), math.sqrt(reach * yy)
-    slack = f32(1e-3) + f32(1e-5) * (rx + ry)
-    left = f32(column * TILE_WIDTH) + HALF - row[MX] - slack
+    mx, my, rx, slack, at_top, reach, per_xx, ratio, slope = ellipse
+    left = f32(column * TILE_WIDTH) - mx - slack
     right = left + f32(TILE_WIDTH - 1) + slack + slack
     if left > rx or right < -rx:
         return 0, 0
-    at_top = xy * math.sqrt(reach / yy)
-    high = edge(min(max(at_top, left), right), reach, xx, xy, row[DET])
-    low = -edge(-min(max(-at_top, left), right), reach, xx, xy, row[DET])
-    first = min(max(math.ceil(row[MY] + low - slack - HALF), ZERO), f32(height))
-    last = min(max(math.floor(row[MY] + high + slack - HALF), -ONE), f32(height - 1))
+    high_at, low_at = min(max(at_top, left), right), min(max(-at_top, left), right)
+    high = slope * high_at + math.sqrt(max(reach - high_at * high_at * per_xx, ZERO) * ratio)
+    low = slope * low_at - math.sqrt(max(reach - low_at * low_at * per_xx, ZERO) * ratio)
+    first = min(max(math.ceil(my + low - slack), ZERO), f32(height))
+    last = min(max(math.floor(my + high + slack), -ONE), f32(height - 1))
     if last < first:
         return 0, 0
     return int(first), int(last) + 1
 
 
-@kernel()
-def edge(dx, reach, xx, xy, det):
-    """y of the ellipse's upper boundary over dx, from its centre."""
-    inside = (reach - dx * dx / xx) * (det / xx)
-    return xy / xx * dx + math.sqrt(inside if inside > ZERO else ZERO)
-
-
 @kernel(parallel=True)
 def count_pairs(table, order, columns, rows, height, chunk_counts, splat_counts):
-    """Pairs of each (chunk, tile) and of each splat (by its place in ``order``)."""
+    """Pairs of each (chunk, tile) and, where not zero, of each splat."""
+    flat = table.reshape(table.size)
     size = (len(order) + CHUNKS - 1) // CHUNKS
     for chunk in prange(CHUNKS):
         for tile in range(columns * rows):
             chunk_counts[chunk, tile] = 0
         for rank in range(chunk * size, min(len(order), (chunk + 1) * size)):
-            row = table[order[rank]]
-            first, last = column_range(row, columns)
+            prefetch(flat, COLUMNS * order[min(rank + AHEAD, len(order) - 1)])
+            splat = order[rank]
+            ellipse = outline(table[splat])
+            first, last = column_range(ellipse, columns)
             total = 0
             for column in range(first, last):
-                top, bottom = row_range(row, column, height)
+                top, bottom = row_range(ellipse, column, height)
                 if top < bottom:
                     for line in range(top // TILE_HEIGHT, (bottom - 1) // TILE_HEIGHT + 1):
                         chunk_counts[chunk, line * columns + column] += 1
                         total += 1
-            splat_counts[rank] = total
+            splat_counts[splat] = total
 
 
 @kernel()
@@ -128,24 +143,26 @@ def starts(chunk_counts, splat_counts, tile_start, slot_start):
             at += count
     tile_start[chunk_counts.shape[1]] = at
     total = 0
-    for rank in range(len(splat_counts)):
-        slot_start[rank] = total
-        total += splat_counts[rank]
+    for splat in range(len(splat_counts)):
+        slot_start[splat] = total
+        total += splat_counts[splat]
     slot_start[len(splat_counts)] = total
 
 
 @kernel(parallel=True)
 def fill_pairs(table, order, columns, height, chunk_starts, slot_start, pairs):
     """Write (splat, its slot, first row, end row) of each pair into the tile lists."""
+    flat = table.reshape(table.size)
     size = (len(order) + CHUNKS - 1) // CHUNKS
     for chunk in prange(CHUNKS):
         for rank in range(chunk * size, min(len(order), (chunk + 1) * size)):
+            prefetch(flat, COLUMNS * order[min(rank + AHEAD, len(order) - 1)])
             splat = order[rank]
-            row = table[splat]
-            slot = slot_start[rank]
-            first, last = column_range(row, columns)
+            ellipse = outline(table[splat])
+            slot = slot_start[splat]
+            first, last = column_range(ellipse, columns)
             for column in range(first, last):
-                top, bottom = row_range(row, column, height)
+                top, bottom = row_range(ellipse, column, height)
                 if top >= bottom:
                     continue
                 for line in range(top // TILE_HEIGHT, (bottom - 1) // TILE_HEIGHT + 1):

@@ -184,18 +184,17 @@ def all_finite(d_mean, d_quat, d_scale, d_opacity):
 @kernel(parallel=True)
 def project_backward(
     means, quats, scales, opacities, sh, rotation, center, lens, degree, antialiased,
-    table, order, slots, slot_start, d_means, d_quats, d_scales, d_opacities, d_sh, poses, absgrad,
+    table, slots, slot_start, d_means, d_quats, d_scales, d_opacities, d_sh, poses, absgrad,
 ):  # fmt: skip
     """Add every seen Gaussian's gradients to its rows, each block's pose gradient to ``poses``, |d mean| to absgrad."""
     for block in prange(len(poses)):
         jr, m, p, d_jr = np.empty((2, 3), f32), np.empty((3, 3), f32), np.empty((2, 3), f32), np.empty((2, 3), f32)
         d_m, g, basis, weight = np.empty((3, 3), f32), np.empty(SLOT_COLUMNS, f32), np.empty(16, f32), np.empty(16, f32)
         d_quat, d_scale, d_mean, d = np.empty(4, f32), np.empty(3, f32), np.empty(3, f32), np.empty(3, f32)
-        for rank in range(block * BLOCK, min(len(order), (block + 1) * BLOCK)):
-            i = order[rank]
-            if not sum_slots(slots, slot_start[rank], slot_start[rank + 1], g):
+        for i in range(block * BLOCK, min(len(means), (block + 1) * BLOCK)):
+            if slot_start[i] == slot_start[i + 1] or not sum_slots(slots, slot_start[i], slot_start[i + 1], g):
                 continue
-            absgrad[rank, 0], absgrad[rank, 1] = g[ABS_X], g[ABS_Y]
+            absgrad[i, 0], absgrad[i, 1] = g[ABS_X], g[ABS_Y]
             row = table[i]
             x, y, z = to_camera(means[i], rotation, center)
             sx, sy = slopes(x, y, z, lens)
