@@ -154,7 +154,7 @@ def _backward_view(
 ) -> None:
     kernels = _kernels()
     background = arrays[6]
-    slots = np.empty((len(view.pairs), kernels.project.SLOT_COLUMNS), np.float32)
+    slots = _slots(len(view.pairs), kernels.project.SLOT_COLUMNS)
     kernels.blend.blend_backward(
         view.table, view.pairs, view.tile_start, view.heavy_first, view.columns, background, picture, gradient,
         settings.stats is not None, slots,
@@ -172,6 +172,17 @@ def _backward_view(
         settings.stats.felt(
             index, torch.from_numpy(absgrad[view.order]), settings.height, settings.width, len(settings.lenses)
         )
+
+
+_SLOTS = [np.empty(0, np.float32)]  # kept between steps: fresh pages from the system cost more than the sums in them
+
+
+def _slots(count: int, columns: int) -> np.ndarray:
+    """Uninitialised rows for ``count`` pairs, to be used and forgotten while the lock is held."""
+    size = count * columns
+    if len(_SLOTS[0]) < size or len(_SLOTS[0]) > 8 * size:
+        _SLOTS[0] = np.empty(size + size // 4, np.float32)
+    return _SLOTS[0][:size].reshape(count, columns)
 
 
 @dataclass(frozen=True)
