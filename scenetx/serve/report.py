@@ -135,7 +135,10 @@ def _write(path: Path, page: str) -> Path:
 
 
 def _title(scene: Scene) -> str:
-    return Path(scene.source).name or scene.source or "Scene"
+    source = Path(scene.source)
+    # Many data sets keep their pictures in a folder of this name, which tells nobody what they show.
+    named = source.parent if source.name.lower() in ("images", "photos", "pictures", "frames", "rgb") else source
+    return named.name or source.name or scene.source or "Scene"
 
 
 def _score(scene: Scene, picture: ReportPicture) -> tuple[float, float | None]:
