@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from scenetx.core import Cameras, Gaussians, InputError, Points, Scene, unproject
+from scenetx.core import Cameras, Gaussians, InputError, Points, Scene, project, unproject
 from scenetx.core.gaussians import SH_C0
 from scenetx.fit.settings import FitSettings
 
@@ -85,6 +85,24 @@ def random_points(
         colors.append(view.image[y, x].float() / 255)
     chosen = torch.randperm(share * len(views), generator=generator)[:number]
     return torch.cat(positions)[chosen], torch.cat(colors)[chosen]
+
+
+def viewing_distance(scene: Scene) -> float:
+    """Median depth of the points in the training pictures, world units: what a step of a splat is measured by.
+
+    The spread of the cameras, which 3DGS takes, is the same for a walk around an object, but far too small for pictures
+    taken from one side and far too large for a walk through a building. It is the answer where there are no points.
+    """
+    seen = _usable_points(scene)[0]
+    seen = seen[:: max(1, len(seen) // 4000)]
+    depths = []
+    for view in scene.training if len(seen) >= 50 else ():
+        assert view.camera is not None
+        pixels, depth = project(seen, view.camera.to(torch.float64))
+        inside = (pixels >= 0).all(-1) & (pixels[..., 0] < view.camera.width) & (pixels[..., 1] < view.camera.height)
+        depths.append(depth[inside & (depth > 0)])
+    known = torch.cat(depths) if depths else torch.zeros(0)
+    return float(known.median()) if len(known) >= 50 else 1.1 * scene.extent
 
 
 def _depth_range(scene: Scene, camera: Cameras, seen: Float[Tensor, "p 3"]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import first_gaussians
+from scenetx.fit.initialise import first_gaussians, viewing_distance
 from scenetx.fit.photometric import photometric_loss
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
@@ -103,7 +103,7 @@ class _Fit:
         self.views = [self._target(view, settings.pyramid) for view in scene.training]
         spread = scene.held_out[:: max(1, len(scene.held_out) // max(settings.eval_views, 1))]
         self.judges = [self._target(view, 0) for view in spread[: settings.eval_views]]
-        self.extent = 1.1 * scene.extent
+        self.extent = viewing_distance(scene)
         self.background = torch.tensor(settings.background, device=settings.device)
         self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
