@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
+from PIL import Image
 
 from scenetx.geometry.pairs import Pair, alike_pairs, all_pairs, likeness, sequential_pairs
 from scenetx.geometry.sfm_job import JobPicture, SfmSettings
 
 Report = Callable[[float], None]
+SAMPLE = 4
+"""Pictures that tell how many features to expect."""
 MANY = 24
 """Above so many pictures half the features do: matching costs their square, and tracks are long."""
 
@@ -121,6 +124,8 @@ def extract(
     )
     most = settings.max_features or (8192 if len(names) <= MANY else 4096)
     options.sift.max_num_features = most
+    if not fine and _rich(images, names, options, settings):
+        options.sift.first_octave = 0
     if fine:
         options.sift.estimate_affine_shape = True
         options.sift.peak_threshold = 0.002
@@ -135,6 +140,26 @@ def extract(
             database, images, missing[start : start + 8], pycolmap.CameraMode.AUTO, reader, options, pycolmap.Device.cpu
         )
     report(1.0)
+
+
+def _rich(
+    images: Path, names: Sequence[str], options: pycolmap.FeatureExtractionOptions, settings: SfmSettings
+) -> bool:
+    """Do the pictures have enough features without being enlarged first, as SIFT does by default?
+
+    Doubling every picture takes three quarters of the time; the features it adds are the finest, the least precise and
+    the least repeatable. A few pictures tell.
+    """
+    plain = pycolmap.FeatureExtractionOptions(options.todict())
+    plain.sift.first_octave = 0
+    sift = pycolmap.Sift(plain, pycolmap.Device.cpu)
+    counts = []
+    for name in names[:: max(1, len(names) // SAMPLE)][:SAMPLE]:
+        with Image.open(images / name) as opened:
+            grey = opened.convert("L")
+            grey.thumbnail((settings.max_image_size, settings.max_image_size))
+        counts.append(len(sift.extract(np.asarray(grey, np.float32) / 255)[0]))
+    return float(np.median(counts)) >= settings.few_features
 
 
 def feature_counts(database: Path) -> dict[str, int]:
