@@ -232,6 +232,25 @@ def test_mcmc_noise_moves_faint_splats_only(truth):
     assert (moved[10:] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mcmc_noise_has_the_covariance_of_equation_8(dtype):
+    """Both ways of drawing it: sigma times its transpose, times the gate, squared."""
+    count, strength = 20_000, 0.7
+    one = dataclasses.replace(random_gaussians(1, seed=3), opacities=torch.tensor([0.012]))
+    many = Gaussians(**{name: getattr(one, name).repeat(count, *[1] * (getattr(one, name).ndim - 1)) for name in
+                        ("means", "quats", "scales", "opacities", "sh")})  # fmt: skip
+    table = trainable(many.to(dtype), selective=True)
+    settings = FitSettings()
+    Mcmc(settings, 2.0).perturb(table, strength * 4 / settings.noise_lr, torch.Generator().manual_seed(5))
+    moved = (table["means"].detach() - many.means).double()
+    sigma = one.covariances[0].double()
+    gate = torch.sigmoid(torch.tensor(-100 * (0.012 - 0.005), dtype=torch.float64))
+    expected = (strength * gate) ** 2 * sigma @ sigma.T
+    assert moved.mean(0).abs().max() < 4 * (expected.diagonal().max() / count).sqrt()
+    found = moved.T @ moved / count
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
 def test_a_fit_does_not_depend_on_the_unit_of_the_world(scene):
     """The same pictures in a world 1024 times as large (a power of two, so that rounding is the same)."""
     unit = 1024.0

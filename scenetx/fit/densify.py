@@ -16,11 +16,10 @@ from scenetx.core.rigid import rotation_from_quat
 from scenetx.fit.adam import Adam
 from scenetx.fit.settings import FitSettings
 from scenetx.fit.trainable import logit, rows_of
+from scenetx.fit.wander import CEILING, OPACITY, STEEPNESS, wander
 from scenetx.splat import ScreenStats
 
 MAX_COPIES = 51  # of one splat at a time; beyond that eq. 9 gains nothing and its binomials lose digits
-NOISE_STEEPNESS, NOISE_OPACITY = 100.0, 0.005  # the paper's k and 1 - t
-NOISE_CEILING = 0.1  # above this opacity the noise is below 1e-4 of its full size and is left out
 
 
 def relocated(
@@ -91,16 +90,19 @@ class Mcmc:
 
         The paper's scenes have a size of about one; covariances are taken in units of the extent to mean the same here.
         """
+        strength = means_lr * self.settings.noise_lr / self.extent**2
+        means, quats, log_scales, logits = (table[name] for name in ("means", "quats", "log_scales", "logits"))
+        if means.device.type == "cpu" and means.dtype == torch.float32:
+            wander(means, quats, log_scales, logits, strength=strength, seed=generator.initial_seed())
+            return
         with torch.no_grad():
-            opacities = table["logits"].sigmoid()
-            rows = (opacities < NOISE_CEILING).nonzero().squeeze(-1)
-            if len(rows) == 0:
-                return
-            gate = torch.sigmoid(-NOISE_STEEPNESS * (opacities[rows] - NOISE_OPACITY))
-            half = rotation_from_quat(table["quats"][rows]) * table["log_scales"][rows].exp()[:, None, :]
+            opacities = logits.sigmoid()
+            rows = (opacities < CEILING).nonzero().squeeze(-1)
+            gate = torch.sigmoid(-STEEPNESS * (opacities[rows] - OPACITY))
+            half = rotation_from_quat(quats[rows]) * log_scales[rows].exp()[:, None, :]
             draw = torch.randn(len(rows), 3, generator=generator).to(half)
             noise = (half @ (half.transpose(-1, -2) @ draw[:, :, None])).squeeze(-1)
-            table["means"][rows] += noise * (gate * means_lr * self.settings.noise_lr / self.extent**2)[:, None]
+            means[rows] += noise * (gate * strength)[:, None]
 
 
 class Classic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +38,8 @@ class FitUpdate:
 
     loss: running mean over about 50 steps. psnr: mean over a few held-out views at the size fitted to, None where not
     measured now. seconds: work so far, without the consumer's time, over all resumed runs. exposures: name -> M with
-    photo = M @ [render, 1]. cameras: name -> refined training camera, for the view's own picture size.
+    photo = M @ [render, 1]. cameras: name -> refined training camera, for the view's own picture size. snapshot: gives
+    the splats as they are now, on the CPU; to be called, if at all, before the next update is asked for.
     """
 
     step: int
@@ -51,6 +52,7 @@ class FitUpdate:
     exposures: Mapping[str, Float[Tensor, "3 4"]] | None = None
     cameras: Mapping[str, Cameras] | None = None
     skipped: int = 0
+    snapshot: Callable[[], Gaussians] | None = None
 
 
 def fit_splats(scene: Scene, settings: FitSettings, *, checkpoint: Path | None = None) -> Iterator[FitUpdate]:
@@ -260,7 +262,14 @@ class _Fit:
 
     def update(self, measured: float | None) -> FitUpdate:
         steps, count = self.settings.steps, len(self.table)
-        return FitUpdate(self.step, steps, self.loss, measured, None, count, self.seconds, skipped=self.skipped)
+        numbers = (self.step, steps, self.loss, measured, None, count, self.seconds)
+        return FitUpdate(*numbers, skipped=self.skipped, snapshot=self.snapshot)
+
+    def snapshot(self) -> Gaussians:
+        """The splats as they are now; the state goes its own way."""
+        with torch.no_grad():
+            gaussians = activated(self.table, antialiased=self.settings.antialiased)
+            return gaussians[gaussians.opacities >= VISIBLE].to("cpu")
 
     def finished(self) -> FitUpdate:
         """The result, on the CPU, without splats too faint to be seen."""
@@ -283,6 +292,7 @@ class _Fit:
             num_gaussians=len(gaussians),
             exposures=exposures,
             cameras=cameras,
+            snapshot=None,
         )
 
     # resuming
