@@ -14,7 +14,7 @@ from scenetx.core.cameras import look_at
 from scenetx.core.rigid import rotation_angle
 from scenetx.geometry import sfm_process, sfm_worker
 from scenetx.geometry.align import align_cameras
-from scenetx.geometry.pairs import alike_pairs, all_pairs, likeness, sequential_pairs
+from scenetx.geometry.pairs import alike_pairs, all_pairs, in_order, likeness, sequential_pairs
 from scenetx.geometry.sfm import SfmCamera, SfmPicture, SfmSettings, opencv_camera, run_sfm, triangulate
 from scenetx.geometry.sfm_job import Job, JobPicture
 
@@ -272,6 +272,17 @@ def test_pictures_of_one_place_look_alike():
     best = alike_pairs(alike[:12, :12], neighbors=2)
     assert set(best) == {(a, b) for a in range(12) for b in range(a + 1, 12) if a // 3 == b // 3}
     assert all(b - a >= 5 for a, b in alike_pairs(alike, 3, min_gap=5))
+
+
+def test_a_walk_is_told_from_a_heap_of_pictures():
+    """Descriptors that drift from picture to picture, in order and shuffled."""
+    generator = np.random.default_rng(1)
+    things = generator.integers(30, 226, (16, 128)).repeat(50, 0)
+    world = (things + generator.normal(0, 8, things.shape)).astype(np.uint8)
+    alike = likeness([world[10 * i : 10 * i + 200] for i in range(60)], words=16)
+    assert in_order(alike)
+    shuffled = generator.permutation(60)
+    assert not in_order(alike[np.ix_(shuffled, shuffled)])
 
 
 @pytest.mark.parametrize("model", ["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"])

@@ -11,7 +11,7 @@ import numpy as np
 import pycolmap
 from PIL import Image
 
-from scenetx.geometry.pairs import Pair, alike_pairs, all_pairs, likeness, sequential_pairs
+from scenetx.geometry.pairs import Pair, alike_pairs, all_pairs, in_order, likeness, sequential_pairs
 from scenetx.geometry.sfm_job import JobPicture, SfmSettings
 
 Report = Callable[[float], None]
@@ -178,16 +178,16 @@ def feature_counts(database: Path) -> dict[str, int]:
 def choose_pairs(database: Path, n: int, settings: SfmSettings) -> tuple[str, list[Pair]]:
     """The kind of pairing and the pairs, as positions of the pictures."""
     kind = settings.pairs
-    if kind == "auto":
-        kind = "exhaustive" if n <= settings.max_exhaustive else "sequential" if settings.ordered else "retrieval"
-    if kind == "exhaustive":
-        return kind, all_pairs(n)
+    if kind == "exhaustive" or (kind == "auto" and n <= settings.max_exhaustive):
+        return "exhaustive", all_pairs(n)
     handle = pycolmap.Database.open(database)
     try:
         descriptors = [handle.read_descriptors(index + 1).data for index in range(n)]
     finally:
         handle.close()
     alike = likeness(descriptors, seed=settings.seed)
+    if kind == "auto":
+        kind = "sequential" if settings.ordered or in_order(alike) else "retrieval"
     if kind == "retrieval":
         return kind, alike_pairs(alike, settings.neighbors)
     loops = alike_pairs(alike, max(settings.neighbors // 8, 1), min_gap=settings.overlap + 1)

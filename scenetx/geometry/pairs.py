@@ -6,6 +6,7 @@ Arandjelovic & Zisserman, 2013) over words learned from the very pictures at han
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,15 @@ def alike_pairs(likeness: Float[np.ndarray, "n n"], neighbors: int, min_gap: int
     return sorted(pairs)
 
 
+def in_order(likeness: Float[np.ndarray, "n n"]) -> bool:
+    """Are these the frames of a walk? Then neighbours in the order are more alike than nearly any other two."""
+    n = len(likeness)
+    if n < 10:
+        return False
+    others = likeness[np.triu_indices(n, 2)]
+    return bool(np.median(np.diagonal(likeness, 1)) > np.quantile(others, 0.95))
+
+
 def likeness(
     descriptors: Sequence[UInt8[np.ndarray, "_ 128"]], words: int = 64, sample: int = 300, seed: int = 0
 ) -> Float[np.ndarray, "n n"]:
@@ -46,7 +56,9 @@ def likeness(
         return np.zeros((len(descriptors), len(descriptors)), dtype=np.float32)
     if len(training) > 60_000:
         training = training[generator.permutation(len(training))[:60_000]]
-    centers, _ = kmeans2(training, words, iter=12, minit="points", seed=seed, missing="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a word that no descriptor chose is a word less, and no news to anybody
+        centers, _ = kmeans2(training, words, iter=12, minit="points", seed=seed)
     vlad = np.stack([_vlad(part, centers) for part in rooted])
     # Centring removes what all the pictures of one scene share.
     vlad -= vlad.mean(0)
