@@ -17,6 +17,8 @@ ENOUGH_FOR_LENS = 10
 """Pictures of one camera that may determine more of the lens than a focal length and one radial term."""
 WORTH = 0.01
 """Share of bundle adjustment's cost that a freer lens has to explain."""
+SIGNIFICANT = 20.0
+"""Standard deviations; those of bundle adjustment are too small by a few times, since neighbouring errors agree."""
 FAR = 10.0
 """A camera this many times farther out than the median one, and seen by few points, is not believed."""
 
@@ -50,7 +52,7 @@ def map_incremental(
     start: Path | None = None,
 ) -> Candidate | None:
     """COLMAP's incremental mapper. ``relaxed`` thresholds take weaker pictures; ``start`` continues a model on disk."""
-    _empty(folder)
+    empty_folder(folder)
     options = pycolmap.IncrementalPipelineOptions(
         min_model_size=settings.min_model_size,
         num_threads=settings.num_threads,
@@ -85,7 +87,7 @@ def map_incremental(
 
 def map_global(database: Path, images: Path, folder: Path, settings: SfmSettings) -> Candidate | None:
     """The global mapper (GLOMAP; Pan et al., 2024), on a copy of the database whose focal lengths it may calibrate."""
-    _empty(folder)
+    empty_folder(folder)
     copy = folder / "calibrated.db"
     shutil.copyfile(database, copy)
     pycolmap.calibrate_view_graph(copy)
@@ -106,7 +108,8 @@ def _largest(models: dict[int, pycolmap.Reconstruction], how: str) -> Candidate 
     return Candidate(ordered[0], tuple(groups), how)
 
 
-def _empty(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
+    """A folder with nothing in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -144,8 +147,10 @@ def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
     Where `ENOUGH_FOR_LENS` pictures share a camera, SIMPLE_RADIAL grows to OPENCV, and then the principal point is set
     free. Each step is kept only if it lowers the cost by `WORTH` (the cost always falls a little, and then
     the new parameters soak up noise and turn the cameras) and bundle adjustment's covariance says they are determined.
+    A principal point `SIGNIFICANT` standard deviations away needs only a quarter of that worth: where pictures turn
+    little, even a large offset explains little.
     """
-    cost = _adjust(model, settings, frozenset())[0]
+    cost = adjust(model, settings, frozenset())[0]
     members = _pictures_of(model)
     few = frozenset(camera_id for camera_id, count in members.items() if count < ENOUGH_FOR_LENS)
     notes = []
@@ -155,9 +160,10 @@ def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
         saved = pycolmap.Reconstruction(model)
         for camera_id in set(members) - few:
             _widen(model.camera(camera_id))
-        new_cost, held = _adjust(model, settings, few, principal_point=what == "principal point")
+        new_cost, held = adjust(model, settings, few, principal_point=what == "principal point")
         gain = 1 - new_cost / max(cost, 1e-12)
-        if held and gain > WORTH:
+        far = what == "principal point" and held >= SIGNIFICANT
+        if held > 0 and gain > (0.25 * WORTH if far else WORTH):
             cost = new_cost
             notes.append(f"{what} estimated (cost -{100 * gain:.1f}%)")
         else:
@@ -181,10 +187,13 @@ def _pictures_of(model: pycolmap.Reconstruction) -> dict[int, int]:
     return counts
 
 
-def _adjust(
+def adjust(
     model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int], *, principal_point: bool = False
-) -> tuple[float, bool]:
-    """Bundle adjustment with a robust loss: its cost, and whether the lenses that were free are well determined."""
+) -> tuple[float, float]:
+    """Bundle adjustment with a robust loss: its cost, and how well determined the lenses are that were free.
+
+    The latter is 0 for not at all; with the principal point free, its distance from the middle in standard deviations.
+    """
     options = pycolmap.BundleAdjustmentOptions(refine_principal_point=principal_point, print_summary=False)
     options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
     options.ceres.solver_options.num_threads = settings.num_threads
@@ -200,8 +209,7 @@ def _adjust(
     cost = float(summary.ceres_summary.final_cost) if summary.is_solution_usable() else float("inf")
     model.update_point_3d_errors()
     wide = [i for i in set(_pictures_of(model)) - fixed if model.camera(i).model_name == "OPENCV"]
-    held = not wide or _determined(model, adjuster, wide, principal_point=principal_point)
-    return cost, held
+    return cost, _determined(model, adjuster, wide, principal_point=principal_point) if wide else 1.0
 
 
 def _determined(
@@ -210,8 +218,8 @@ def _determined(
     cameras: Sequence[int],
     *,
     principal_point: bool,
-) -> bool:
-    """Focal lengths known to 0.5%, principal points to 0.2% of the picture and within a tenth of the middle.
+) -> float:
+    """0 unless focal lengths are known to 0.5%, principal points to 0.2% of the picture and near the middle (a tenth).
 
     The latter is 0.1 degrees of rotation at a focal length of one picture: pictures that neither roll nor come close
     leave the principal point to trade with rotation and tangential distortion.
@@ -219,22 +227,25 @@ def _determined(
     options = pycolmap.BACovarianceOptions(params=pycolmap.BACovarianceOptionsParams.ALL)
     covariance = pycolmap.estimate_ba_covariance(options, model, adjuster)
     if covariance is None:
-        return False
+        return 0.0
+    significance = 1.0
     # Ceres takes the residuals' standard deviation for one pixel; theirs is smaller.
     noise = max(model.compute_mean_reprojection_error(), 1e-3)
     for camera_id in cameras:
         camera = model.camera(camera_id)
         block = covariance.get_other_params_cov(camera.params)
         if block is None:
-            return False
+            return 0.0
         params, size = np.asarray(camera.params), max(camera.width, camera.height)
         std = noise * np.sqrt(np.abs(np.diag(block)))
         if (std[:2] > 0.005 * params[:2]).any():
-            return False
+            return 0.0
         off = np.abs(params[2:4] - np.array([camera.width, camera.height]) / 2)
-        if principal_point and ((std[2:4] > 0.002 * size).any() or (off > 0.1 * size).any()):
-            return False
-    return True
+        if principal_point:
+            if (std[2:4] > 0.002 * size).any() or (off > 0.1 * size).any():
+                return 0.0
+            significance = max(significance, float((off / np.maximum(std[2:4], 1e-9)).max()))
+    return significance
 
 
 def _restore(model: pycolmap.Reconstruction, saved: pycolmap.Reconstruction) -> None:
@@ -276,6 +287,6 @@ def map_points(
     model: pycolmap.Reconstruction, database: Path, images: Path, folder: Path, settings: SfmSettings
 ) -> pycolmap.Reconstruction:
     """Triangulate what matches between cameras that stay fixed."""
-    _empty(folder)
+    empty_folder(folder)
     options = pycolmap.IncrementalPipelineOptions(num_threads=settings.num_threads, random_seed=settings.seed)
     return pycolmap.triangulate_points(model, database, images, folder, True, options)
