@@ -6,7 +6,7 @@ too; comparisons give a mask.
 """
 
 # numba infers the types:
-# ruff: noqa: ANN, ARG001
+# ruff: noqa: ANN001, ANN002, ANN201, ANN202, ANN204, ARG001
 # mypy: disallow-untyped-defs=False, ignore-errors
 from __future__ import annotations
 
