@@ -15,6 +15,10 @@ from scenetx.geometry.pairs import Pair, alike_pairs, all_pairs, in_order, liken
 from scenetx.geometry.sfm_job import JobPicture, SfmSettings
 
 Report = Callable[[float], None]
+FEW = 60
+"""So many pictures are matched all with all whatever their order: it takes a minute or two and finds every loop."""
+GUIDED = 1500
+"""Pairs; with more, matching twice takes longer than all the rest, and so many pictures hold together without."""
 SAMPLE = 4
 """Pictures that tell how many features to expect."""
 MANY = 24
@@ -178,7 +182,7 @@ def feature_counts(database: Path) -> dict[str, int]:
 def choose_pairs(database: Path, n: int, settings: SfmSettings) -> tuple[str, list[Pair]]:
     """The kind of pairing and the pairs, as positions of the pictures."""
     kind = settings.pairs
-    if kind == "exhaustive" or (kind == "auto" and n <= settings.max_exhaustive):
+    if kind == "exhaustive" or (kind == "auto" and n <= min(FEW, settings.max_exhaustive)):
         return "exhaustive", all_pairs(n)
     handle = pycolmap.Database.open(database)
     try:
@@ -187,7 +191,10 @@ def choose_pairs(database: Path, n: int, settings: SfmSettings) -> tuple[str, li
         handle.close()
     alike = likeness(descriptors, seed=settings.seed)
     if kind == "auto":
-        kind = "sequential" if settings.ordered or in_order(alike) else "retrieval"
+        unordered = "exhaustive" if n <= settings.max_exhaustive else "retrieval"
+        kind = "sequential" if settings.ordered or in_order(alike) else unordered
+    if kind == "exhaustive":
+        return kind, all_pairs(n)
     if kind == "retrieval":
         return kind, alike_pairs(alike, settings.neighbors)
     loops = alike_pairs(alike, max(settings.neighbors // 8, 1), min_gap=settings.overlap + 1)
@@ -198,7 +205,7 @@ def match(
     database: Path, names: Sequence[str], pairs: Sequence[Pair], settings: SfmSettings, report: Report, *, fine: bool
 ) -> None:
     """Match and verify the pairs that are not in the database yet (pycolmap skips the others)."""
-    guided = fine if settings.guided is None else settings.guided
+    guided = fine and len(pairs) <= GUIDED if settings.guided is None else settings.guided
     options = pycolmap.FeatureMatchingOptions(guided_matching=guided, num_threads=settings.num_threads)
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = settings.seed
