@@ -25,6 +25,7 @@ _FACE = {
     "evaluate": "scenetx.pipeline",
     "export": "scenetx.pipeline",
     "load": "scenetx.io.scene_dir:load_scene",
+    "load_model": "scenetx.models.zoo",
     "rasterize": "scenetx.splat",
     "reconstruct": "scenetx.pipeline",
     "render": "scenetx.pipeline",

@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -36,8 +37,8 @@ class Reconstruct:
     """Scene folder to write (default: SOURCE-scene in the working directory)."""
     quality: Annotated[Quality, arg(aliases=["-q"])] = "standard"
     """Seconds against detail."""
-    model: Literal["auto", "sfm"] = "auto"
-    """Who estimates the cameras when the source has none."""
+    model: str = "auto"
+    """Who estimates the cameras: auto, sfm, a model (scenetx models list) or a weight file."""
     eval_every: int = 8
     """Hold out every n-th picture to score the result; 0 = none."""
     splats: bool = True
@@ -48,6 +49,8 @@ class Reconstruct:
     """cameras.json with true cameras: their errors go into the report."""
     again: bool = False
     """Throw away what an earlier run left in the output folder's work area."""
+    live: bool = False
+    """Watch in the browser while it runs."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,83 @@ class Render:
     depth: bool = False
     """Write depth too."""
     backend: Literal["auto", "torch", "cpu", "cuda"] = "auto"
+    model: str | None = None
+    """Paint with a view-synthesis model (lvsm, svsm, srt, .. or a weight file) instead of the scene's splats."""
+    context: int = 4
+    """Pictures a model is shown for a view."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Open a scene in the browser: look around, measure, crop, make camera paths."""
+
+    scene: Positional[Path]
+    """Scene folder, or a splat file (.ply, .splat, .spz)."""
+    port: int = 8080
+    """The first port tried; taken ones are passed over."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets the whole network look."""
+    open: bool = True
+    """Only print the address with --no-open."""
+    model: str | None = None
+    """View-synthesis model (name or weight file) that draws the scene instead of its splats."""
+    frame: Path | None = None
+    """frame.json that a viewer page saved: the scene gets that scale and up axis first."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write the scene in other formats, by suffix: .ply .splat .spz .glb, transforms.json, a COLMAP folder."""
+    """Write the scene in other formats, by suffix: .ply .splat .spz .sog .glb .html, transforms.json, COLMAP folder."""
 
     scene: Positional[Path]
     targets: Positional[tuple[Path, ...]]
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Score a scene on its held-out pictures, and its cameras against a reference."""
+class Compress:
+    """Small splat files of a scene, and what each size costs in quality."""
 
     scene: Positional[Path]
+    """Scene folder."""
+    target: str = "10x"
+    """How many times smaller than the splats' .ply the .sog file should be."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder for the files and rate_distortion.json (default: SCENE/compressed)."""
+    formats: tuple[str, ...] = ("sog", "spz", "compressed.ply")
+    """Of sog, spz, compressed.ply, glb."""
+    steps: int = 600
+    """Gradient steps in which fewer splats recover."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a scene on its held-out pictures, its cameras against a reference; or a model by a published protocol."""
+
+    scene: Positional[Path]
+    """Scene folder; with --protocol re10k, the folder with RealEstate10K's test split."""
     reference: Path | None = None
     """cameras.json, transforms.json or COLMAP model with true cameras."""
+    protocol: Literal["held-out", "re10k"] = "held-out"
+    """re10k: two views in, three out, 256 x 256, as published (needs --index and --model)."""
+    index: Path | None = None
+    """evaluation_index_re10k.json of pixelSplat or NoPoSplat (they differ)."""
+    model: str | None = None
+    """View-synthesis model: a name (lvsm, svsm, srt, ..) or a weight file."""
+    limit: int | None = None
+    """Score only so many scenes."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """File for all scores (.json)."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Published models: list them, tell about one, fetch its weights (the licence is shown first)."""
+
+    action: Positional[Literal["list", "info", "fetch"]] = "list"
+    name: Positional[str] = ""
+    """The model, for info and fetch."""
+    accept_non_commercial: bool = False
+    """Fetch weights whose licence forbids commercial use."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +157,11 @@ class Doctor:
 Verb = (
     Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Render, subcommand("render")]
+    | Annotated[View, subcommand("view")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Compress, subcommand("compress")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Models, subcommand("models")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 
@@ -110,8 +176,11 @@ def main(arguments: list[str] | None = None) -> None:
     verbs: dict[type, Callable[..., None]] = {
         Reconstruct: _reconstruct,
         Render: _render,
+        View: _view,
         Export: _export,
+        Compress: _compress,
         Evaluate: _evaluate,
+        Models: _models,
         Doctor: _doctor,
     }
     try:
@@ -127,6 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _reconstruct(verb: Reconstruct, console: Console) -> None:
     from scenetx.pipeline.progress import Progress
     from scenetx.pipeline.reconstruct import reconstruct, settings_for
+    from scenetx.pipeline.watch import UNWATCHED
     from scenetx.pipeline.workspace import default_output
 
     settings = settings_for(
@@ -140,16 +210,33 @@ def _reconstruct(verb: Reconstruct, console: Console) -> None:
         ),
     )
     folder = verb.output or default_output(verb.source)
-    with Progress(console) as progress:
-        scene = reconstruct(
-            verb.source,
-            folder,
-            settings=settings,
-            reference=verb.reference,
-            report=progress.report,
-            command=f"scenetx {shlex.join(sys.argv[1:])}",
-            again=verb.again,
-        )
+    with ExitStack() as stack:
+        live = stack.enter_context(_live_view(folder, console)) if verb.live else None
+        with Progress(console) as progress:
+            watch = live.watch(progress.report) if live else None
+            scene = reconstruct(
+                verb.source,
+                folder,
+                settings=settings,
+                reference=verb.reference,
+                report=watch.report if watch else progress.report,
+                command=f"scenetx {shlex.join(sys.argv[1:])}",
+                again=verb.again,
+                watcher=watch or UNWATCHED,
+            )
+        _tell(scene, folder, console)
+        if live:
+            live.finished(scene)
+
+
+def _live_view(folder: Path, console: Console) -> Any:
+    from scenetx.pipeline.view import LiveView
+
+    return LiveView(folder, say=lambda line: console.print(line, markup=False, soft_wrap=True))
+
+
+def _tell(scene: Any, folder: Path, console: Console) -> None:
+    """What came of a reconstruction."""
     for stage in scene.history:
         for note in stage.notes:
             console.print(f"  {stage.name}: {note}", markup=False, soft_wrap=True)
@@ -171,12 +258,23 @@ def _render(verb: Render, console: Console) -> None:
         width=verb.width,
         depth=verb.depth,
         backend=verb.backend,
+        model=verb.model,
+        context=verb.context,
     )
     output = verb.output or verb.scene / f"{Path(verb.path).stem}.mp4"
     with Progress(console) as progress:
         files = render_path(load_scene(verb.scene), output, settings, progress.report)
     for path in (output,) if output.is_dir() else files:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _view(verb: View, console: Console) -> None:
+    from scenetx.pipeline.view import ViewSettings, apply_frame, view
+
+    if verb.frame is not None:
+        apply_frame(verb.scene, verb.frame)
+    settings = ViewSettings(host=verb.host, port=verb.port, open_browser=verb.open, model=verb.model)
+    view(verb.scene, settings, say=lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def _export(verb: Export, console: Console) -> None:
@@ -192,13 +290,63 @@ def _export(verb: Export, console: Console) -> None:
         console.print(f"wrote {written}{size}", markup=False, soft_wrap=True)
 
 
+def _compress(verb: Compress, console: Console) -> None:
+    from scenetx.fit.compress import CompressSettings
+    from scenetx.pipeline.compress import CompressPlan, compress, parse_target
+    from scenetx.pipeline.progress import Progress
+
+    fit = CompressSettings(steps=verb.steps)
+    plan = CompressPlan(target=parse_target(verb.target), formats=verb.formats, fit=fit)
+    with Progress(console) as progress:
+        curve = compress(verb.scene, verb.output, plan, progress.report)
+    console.print(curve.line(), markup=False, soft_wrap=True)
+
+
 def _evaluate(verb: Evaluate, console: Console) -> None:
+    if verb.protocol == "re10k":
+        _evaluate_re10k(verb, console)
+        return
     from scenetx.io.scene_dir import load_scene
     from scenetx.pipeline.score import evaluate, write_metrics
 
     metrics = evaluate(load_scene(verb.scene), reference=verb.reference)
     write_metrics(metrics, verb.scene)
     console.print(_scores(metrics))
+
+
+def _models(verb: Models, console: Console) -> None:
+    from scenetx.pipeline.models import fetch_model, list_models, model_info
+
+    table = Table(box=None, padding=(0, 2))
+    if verb.action == "list":
+        for column in ("name", "makes", "size", "licence", "here"):
+            table.add_column(column)
+        for row in list_models():
+            table.add_row(row.name, row.kind, f"{row.megabytes:,} MB", row.licence, "yes" if row.here else "")
+        console.print(table)
+        return
+    if not verb.name:
+        raise InputError("models", verb.action, "name a model, for example: scenetx models info da3-small")
+    for key, value in model_info(verb.name).items():
+        console.print(f"{key:<9} {value}", markup=False, soft_wrap=True)
+    if verb.action == "fetch":
+        path = fetch_model(verb.name, accept_non_commercial=verb.accept_non_commercial)
+        console.print(f"fetched {path}", markup=False, soft_wrap=True)
+
+
+def _evaluate_re10k(verb: Evaluate, console: Console) -> None:
+    from scenetx.pipeline.progress import Progress
+    from scenetx.pipeline.re10k import Re10kSettings, run_re10k
+
+    if verb.index is None or verb.model is None:
+        raise InputError("protocol re10k", "no --index or no --model", "name the published index file and a model")
+    with Progress(console) as progress:
+        settings = Re10kSettings(limit=verb.limit)
+        scores = run_re10k(verb.scene, verb.index, verb.model, verb.output, settings, progress.report)
+    lpips = f"{scores.lpips:.4f}" if scores.lpips is not None else f"not measured ({scores.lpips_note})"
+    line = f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}, LPIPS {lpips}"
+    console.print(f"{line}; {scores.pictures} pictures of {scores.scenes} scenes", markup=False, soft_wrap=True)
+    console.print(f"{scores.protocol}; {len(scores.skipped)} scenes skipped", markup=False, soft_wrap=True)
 
 
 def _doctor(_: Doctor, console: Console) -> None:
@@ -224,8 +372,15 @@ def _scores(metrics: object) -> Table:
     if "rotation_deg_median" in reference:
         text = f"rotation {reference['rotation_deg_median']:.3f} deg, centre {reference['center_percent_median']:.3f} %"
         table.add_row("against the reference", f"{text} (medians, {reference['cameras']} cameras)")
+    if "pose_auc_30" in reference:
+        curve = ", ".join(f"@{t} {reference[f'pose_auc_{t}']:.1f}" for t in (3, 5, 10, 30))
+        table.add_row("pose AUC", f"{curve} %; ATE {reference['ate_rmse']:.4g}")
     if "depth_absrel" in reference:
-        table.add_row("depth", f"AbsRel {reference['depth_absrel']:.4f}")
+        delta = f", delta < 1.25 {100 * reference['depth_delta1']:.1f} %" if "depth_delta1" in reference else ""
+        table.add_row("depth", f"AbsRel {reference['depth_absrel']:.4f}{delta}")
+    if "accuracy" in reference:
+        text = f"accuracy {reference['accuracy']:.4g}, completeness {reference['completeness']:.4g}"
+        table.add_row("points", f"{text}, F-score {100 * reference['fscore']:.1f} %")
     if "seconds" in metrics:
         total = sum(metrics["seconds"].values())
         table.add_row("time", f"{total // 60:.0f} min {total % 60:.0f} s")

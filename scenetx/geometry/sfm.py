@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from scenetx.core.rigid import invert_rigid
 from scenetx.geometry.sfm_job import Job, JobPicture, SfmSettings
 from scenetx.geometry.sfm_process import WHAT, Progress, run_job
 
-__all__ = ["SfmCamera", "SfmPicture", "SfmResult", "SfmSettings", "run_sfm", "triangulate"]
+__all__ = ["SfmCamera", "SfmPicture", "SfmResult", "SfmSettings", "refine_cameras", "run_sfm", "triangulate"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class SfmResult:
     notes: tuple[str, ...]
     unregistered: Mapping[str, str]
     models: tuple[int, ...]
+    kept: str = "structure from motion"
+    """Where the cameras come from: "prediction" and "refined prediction" only from `refine_cameras`."""
 
 
 def run_sfm(
@@ -76,6 +78,36 @@ def run_sfm(
     answer = run_job(Job("reconstruct", str(folder), tuple(jobs), settings), on_progress)
     cameras, points = _read_model(folder / "model", jobs)
     return SfmResult(cameras, points, tuple(answer["notes"]), dict(answer["unregistered"]), tuple(answer["models"]))
+
+
+def refine_cameras(
+    pictures: Sequence[SfmPicture],
+    guesses: Mapping[str, SfmCamera],
+    folder: Path,
+    settings: SfmSettings,
+    on_progress: Progress | None = None,
+) -> SfmResult:
+    """The best of three: predicted cameras as they are, the same after bundle adjustment, plain structure from motion.
+
+    Each is judged by the same verified matches: the share that lies within two pixels of its epipolar lines, pictures
+    without a camera explaining none. ``SfmResult.kept`` says which it was and the second note why. ``guesses`` are of
+    all pictures, at any size of them; distortion is not used. The frame is near that of the guesses only if one of
+    theirs is kept. Raises InputError as `run_sfm` does.
+    """
+    _check_names(pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for picture in pictures:
+        camera = guesses[picture.name]
+        size = _size(picture)
+        K = camera.K.double() * torch.tensor([[size[1] / camera.width], [size[0] / camera.height], [1.0]])
+        guess = tuple(float(value) for value in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+        pose = tuple(map(tuple, invert_rigid(camera.world_from_cam.double()).tolist()))
+        jobs.append(replace(_job_picture(picture, size), guess=guess, cam_from_world=pose))
+    answer = run_job(Job("refine", str(folder), tuple(jobs), settings), on_progress)
+    cameras, points = _read_model(folder / "model", jobs)
+    unregistered, models = dict(answer["unregistered"]), tuple(answer["models"])
+    return SfmResult(cameras, points, tuple(answer["notes"]), unregistered, models, answer["kept"])
 
 
 def triangulate(

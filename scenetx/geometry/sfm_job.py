@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Mapper = Literal["auto", "incremental", "global"]
 Pairing = Literal["auto", "exhaustive", "sequential", "retrieval"]
-Task = Literal["reconstruct", "triangulate"]
+Task = Literal["reconstruct", "triangulate", "refine"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SfmSettings:
     mapper: Mapper = "auto"
     """auto: incremental; while pictures are left out, also relaxed thresholds, the global mapper and finer features."""
     pairs: Pairing = "auto"
-    """Which pictures are matched. auto: all with all for few pictures, else by order (video) or by likeness."""
+    """Which pictures are matched. auto: all with all for few pictures, else by order (frames of a walk) or likeness."""
     ordered: bool = False
     """The pictures are frames of a video, in order."""
     max_image_size: int = 1600
@@ -30,9 +30,10 @@ class SfmSettings:
     few_features: int = 2500
     """With fewer in the median picture, detect again with affine shapes and a lower contrast threshold."""
     guided: bool | None = None
-    """Match again along the epipolar lines found; about 13 times the matching time. None: where features are few."""
+    """Match again along the epipolar lines found; about 13 times the matching time. None: where features are few and
+    pairs not too many."""
     max_exhaustive: int = 120
-    """Up to this many pictures are matched all with all."""
+    """Up to this many pictures are matched all with all, unless they are frames of a walk (and more than 60)."""
     overlap: int = 12
     """Frames of a video are matched with this many successors (and with those 2, 4, 8, ... further on)."""
     neighbors: int = 40
@@ -57,7 +58,10 @@ class SfmSettings:
 
 @dataclass(frozen=True)
 class JobPicture:
-    """A picture as the worker sees it. ``camera``: COLMAP's OPENCV parameters, where known, as ``cam_from_world``."""
+    """A picture as the worker sees it. ``camera``: COLMAP's OPENCV parameters, where known, as ``cam_from_world``.
+
+    ``guess``: (fx, fy, cx, cy) of a camera that is to be refined, with its ``cam_from_world``.
+    """
 
     name: str
     path: str
@@ -68,6 +72,7 @@ class JobPicture:
     width: int = 0
     camera: tuple[float, ...] | None = None
     cam_from_world: tuple[tuple[float, ...], ...] | None = None
+    guess: tuple[float, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -100,7 +105,7 @@ class Job:
         data = json.loads(text)
         pictures = []
         for entry in data["pictures"]:
-            for name in ("camera", "cam_from_world"):
+            for name in ("camera", "cam_from_world", "guess"):
                 if entry[name] is not None:
                     entry[name] = tuple(tuple(v) if isinstance(v, list) else v for v in entry[name])
             pictures.append(JobPicture(**entry))

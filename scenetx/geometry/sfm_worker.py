@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 import pycolmap
 
-from scenetx.geometry import features, mapping
+from scenetx.geometry import features, mapping, predicted
 from scenetx.geometry.sfm_job import Job, SfmFailed, fingerprint
 
 Say = Callable[..., None]
@@ -232,6 +232,31 @@ class Worker:
         model.write(target)
         return {"notes": [], "unregistered": {}, "models": []}
 
+    def refine(self) -> dict[str, Any]:
+        """Predicted cameras, the same refined, or plain structure from motion: what explains the matches best."""
+        settings = self.job.settings
+        database = self.look(fine=False)
+        self.match(database, fine=False)
+        report = self.report("refining")
+        matches = predicted.Matches.read(database, self.names)
+        guess = predicted.guessed_model(database, self.job.pictures)
+        tried = [predicted.Try("prediction", guess, predicted.explained(guess, matches))]
+        refined = predicted.refine_guess(guess, database, self.images, self.folder / "guess", settings, report)
+        if refined is not None:
+            tried.append(predicted.Try("refined prediction", refined, predicted.explained(refined, matches)))
+        plain = self.map(database, fine=False)[0] if matches.total else None
+        if plain is not None:
+            tried.append(predicted.Try("structure from motion", plain.model, predicted.explained(plain.model, matches)))
+        best = predicted.choose(tried)
+        dropped = [] if best.how == "prediction" else mapping.drop_unreliable(best.model)
+        notes = [predicted.verdict(tried, best, matches)]
+        if best.how != "prediction":
+            notes += mapping.refine(best.model, settings)
+            mapping.clean(best.model, self.images)
+        names = frozenset(best.model.image(image_id).name for image_id in best.model.reg_image_ids())
+        result = self.write(mapping.Candidate(best.model, (names,), best.how), dropped, database, notes)
+        return {**result, "kept": best.how}
+
 
 def serve(job: Job, out: TextIO) -> None:
     """Run a job and write its JSON lines to ``out``."""
@@ -242,7 +267,8 @@ def serve(job: Job, out: TextIO) -> None:
 
     worker = Worker(job, say)
     try:
-        result = worker.reconstruct() if job.task == "reconstruct" else worker.triangulate()
+        tasks = {"reconstruct": worker.reconstruct, "triangulate": worker.triangulate, "refine": worker.refine}
+        result = tasks[job.task]()
     except SfmFailed as error:
         say(error=list(error.parts))
     else:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from scenetx.core import Sim3, umeyama
@@ -133,3 +134,56 @@ def _least_relative_scale(true: Float[Tensor, "m"], found: Float[Tensor, "m"]) -
     candidates, weights = (true / found)[order], (found / true)[order]
     half = torch.searchsorted(weights.cumsum(0), weights.sum() / 2)
     return float(candidates[half.clamp(max=len(candidates) - 1)])
+
+
+@dataclass(frozen=True)
+class CloudErrors:
+    """Distances between two clouds, in the reference's units: what is built is true, what is true is built."""
+
+    accuracy: float
+    """Mean distance from an estimated point to the nearest reference point."""
+    accuracy_median: float
+    completeness: float
+    """Mean distance from a reference point to the nearest estimated point."""
+    completeness_median: float
+    precision: float
+    """Share of estimated points nearer than the threshold to the reference (Tanks and Temples)."""
+    recall: float
+    fscore: float
+
+
+def cloud_errors(
+    reference: Float[Tensor, "p 3"],
+    estimate: Float[Tensor, "q 3"],
+    *,
+    threshold: float | None = None,
+    farthest: float | None = None,
+) -> CloudErrors:
+    """Accuracy and completeness of an estimated cloud that is in the reference's frame and scale already.
+
+    threshold: for precision, recall and F-score; default 1% of the reference's extent (the diagonal of the box of its
+    middle 96%). farthest: distances are cut there (DTU cuts at 20 mm), so that a few wild points do not decide a mean.
+    Knapitsch et al., Tanks and Temples, 2017; the clouds are taken as they are: thin them evenly before, as the
+    protocols do. Raises ValueError for an empty cloud.
+    """
+    if len(reference) == 0 or len(estimate) == 0:
+        raise ValueError(f"cloud_errors: {len(reference)} reference and {len(estimate)} estimated points")
+    true, found = reference.double().numpy(), estimate.double().numpy()
+    to_true = torch.from_numpy(cKDTree(true).query(found)[0])
+    to_found = torch.from_numpy(cKDTree(found).query(true)[0])
+    if threshold is None:
+        sample = reference.double()[:: max(1, len(reference) // 100_000)]
+        threshold = 0.01 * float((sample.quantile(0.98, dim=0) - sample.quantile(0.02, dim=0)).norm())
+    precision = float((to_true < threshold).double().mean())
+    recall = float((to_found < threshold).double().mean())
+    if farthest is not None:
+        to_true, to_found = to_true.clamp(max=farthest), to_found.clamp(max=farthest)
+    return CloudErrors(
+        accuracy=float(to_true.mean()),
+        accuracy_median=float(to_true.median()),
+        completeness=float(to_found.mean()),
+        completeness_median=float(to_found.median()),
+        precision=precision,
+        recall=recall,
+        fscore=2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0,
+    )

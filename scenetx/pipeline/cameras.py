@@ -14,16 +14,43 @@ from scenetx.geometry.sfm import SfmCamera, SfmPicture, SfmResult, SfmSettings, 
 from scenetx.io.images import write_picture
 from scenetx.io.posed import PosedSource
 from scenetx.io.prepare import CameraModel, Opened, PrepareSettings, with_cameras, write_upright
+from scenetx.pipeline.choose import choose_model
+from scenetx.pipeline.dense import add_depth, from_model
+from scenetx.pipeline.predict import PredictSettings, open_predictor
 from scenetx.pipeline.workspace import Workspace
 
 
 def find_cameras(
-    opened: Opened, sfm: SfmSettings, prepare: PrepareSettings, space: Workspace, notes: list[str]
+    opened: Opened,
+    sfm: SfmSettings,
+    prepare: PrepareSettings,
+    space: Workspace,
+    notes: list[str],
+    *,
+    model: str = "sfm",
+    predict: PredictSettings | None = None,
 ) -> Scene:
-    """The scene with cameras and points; what could not be placed is named in ``Scene.skipped`` and the notes."""
+    """The scene with cameras and points; what could not be placed is named in ``Scene.skipped`` and the notes.
+
+    model: who estimates them: see `choose_model`. A source's own cameras stay; a model then adds depth.
+    """
+    predict = predict or PredictSettings()
+    name, weights, why = choose_model(model)
+    notes.append(f"estimator: {why}")
+    if weights and predict.weights == "hub":
+        predict = replace(predict, weights=weights)
     if opened.posed is not None:
-        return _from_source(opened.scene, opened.posed, sfm, prepare, space, notes)
+        scene = _from_source(opened.scene, opened.posed, sfm, prepare, space, notes)
+        return scene if name == "sfm" else add_depth(scene, open_predictor(name, predict), predict, space, notes)
     scene = opened.scene
+    if name != "sfm":
+        in_order = replace(sfm, ordered=sfm.ordered or opened.kind == "video")
+
+        def files(scene: Scene) -> list[SfmPicture]:
+            return _pictures(scene, space.work / "upright", sfm.max_image_size)
+
+        predictor = open_predictor(name, predict)
+        return from_model(scene, predictor, predict, in_order, prepare, files, space, notes)
     if len(scene.views) < 2:
         raise InputError(scene.source, f"{len(scene.views)} usable picture(s)", "give two or more overlapping pictures")
     pictures = _pictures(scene, space.work / "upright", sfm.max_image_size)

@@ -10,15 +10,20 @@ from scenetx.io.glb import write_glb
 from scenetx.io.ply import write_points_ply
 from scenetx.io.splat_formats import write_gaussians
 from scenetx.io.transforms import write_transforms
+from scenetx.pipeline.mesh import MESH_SUFFIXES, export_mesh
+from scenetx.pipeline.page import write_page
 
-SPLAT_SUFFIXES = {".ply", ".splat", ".spz"}
+SPLAT_SUFFIXES = {".ply", ".splat", ".spz", ".sog"}
 
 
 def export(scene: Scene, target: str | Path) -> Path:
     """Write one file (or COLMAP folder) of the scene and give its path. The name says what:
 
-    ``*.ply .splat .spz`` splats (a name that begins with "points": the point cloud, as ``.ply``), ``*.glb`` points and
-    camera frustums, ``*.json`` nerfstudio transforms, a name without suffix: a COLMAP model (binary).
+    ``*.ply .compressed.ply .splat .spz .sog`` splats (a name that begins with "points": the point cloud, as ``.ply``),
+    ``*.glb`` points and camera frustums (a name that begins with "splats": splats as KHR_gaussian_splatting), ``mesh*``
+    as ``.glb .ply .obj`` a mesh of the splats with its report beside it,
+    ``*.json`` nerfstudio transforms, ``*.html`` the viewer with the scene inside, a name without
+    suffix: a COLMAP model (binary).
     """
     target = Path(target)
     suffix = target.suffix.lower()
@@ -27,17 +32,21 @@ def export(scene: Scene, target: str | Path) -> Path:
         if scene.points is None:
             raise InputError(str(target), "the scene has no points", "reconstruct it first")
         write_points_ply(scene.points, target)
-    elif suffix in SPLAT_SUFFIXES:
+    elif target.name.startswith("mesh") and suffix in MESH_SUFFIXES:
+        export_mesh(scene, target)
+    elif suffix in SPLAT_SUFFIXES or (suffix == ".glb" and target.name.startswith("splats")):
         if scene.gaussians is None:
             raise InputError(str(target), "the scene has no splats", "reconstruct it without --no-splats first")
         write_gaussians(scene.gaussians, target)
     elif suffix == ".glb":
         write_glb(scene, target)
+    elif suffix in (".html", ".htm"):
+        write_page(scene, target, title=target.stem)
     elif suffix == ".json":
         write_transforms(scene, target)
     elif suffix == "":
         write_colmap(scene, target)
     else:
-        known = ", ".join(sorted(SPLAT_SUFFIXES | {".glb", ".json"}))
+        known = ", ".join(sorted(SPLAT_SUFFIXES | {".glb", ".html", ".json"}))
         raise InputError(str(target), f"unknown suffix {suffix}", f"use {known}, or a folder name for COLMAP")
     return target

@@ -16,8 +16,11 @@ from scenetx.geometry.sfm import SfmSettings
 from scenetx.io.prepare import PrepareSettings, hold_out, open_source
 from scenetx.io.scene_dir import load_scene, save_scene
 from scenetx.pipeline.cameras import find_cameras
+from scenetx.pipeline.page import write_page
+from scenetx.pipeline.predict import PredictSettings
 from scenetx.pipeline.render import PathSettings, render_path
 from scenetx.pipeline.score import evaluate, report_pictures, with_depth, write_metrics
+from scenetx.pipeline.watch import UNWATCHED, Watcher
 from scenetx.pipeline.workspace import Report, Workspace, default_output, silent
 from scenetx.serve.report import write_report
 
@@ -29,12 +32,14 @@ class ReconstructSettings:
     """All that can be set. `settings_for` gives the defaults of a quality."""
 
     quality: Quality = "standard"
-    model: Literal["auto", "sfm"] = "auto"
+    model: str = "auto"
+    """auto, sfm, a published model's name (scenetx models list) or a weight file."""
     eval_every: int = 8
     splats: bool = True
     preview: bool = True
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     sfm: SfmSettings = field(default_factory=SfmSettings)
+    predict: PredictSettings = field(default_factory=PredictSettings)
     fit: FitSettings = field(default_factory=FitSettings)
 
 
@@ -62,13 +67,15 @@ def reconstruct(
     report: Report = silent,
     command: str = "",
     again: bool = False,
+    watcher: Watcher = UNWATCHED,
 ) -> Scene:
     """Cameras, points, splats, scores and a report of ``source``, written to ``output`` (default ``SOURCE-scene``).
 
     source: folder of pictures, video file, glob, COLMAP model, transforms.json, LLFF or cameras.json folder. When it
     brings camera poses they are used and the result stays in their frame and scale. After an interruption the same call
     goes on; a finished scene of equal settings and pictures is loaded and returned. again: start over.
-    reference: cameras to measure the found ones against. Raises `InputError` for bad input; nothing written is lost.
+    reference: cameras to measure the found ones against. watcher: told of cameras and splats as they come. Raises
+    `InputError` for bad input; nothing written is lost.
     """
     settings = settings or settings_for(quality)
     space = Workspace(Path(output) if output else default_output(str(source)), report)
@@ -77,8 +84,9 @@ def reconstruct(
         return finished
     space.open(again=again)
     scene = _cameras(str(source), settings, space)
+    watcher.scene(scene)
     if settings.splats:
-        scene = _splats(scene, settings, space)
+        scene = _splats(scene, settings, space, watcher)
     scene = _scores(scene, reference, settings, space)
     scene = replace(scene, history=(*space.stages, _summary(str(source), settings)))
     return _write(scene, settings, space, command)
@@ -92,16 +100,25 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
         # Fitted anew from its own cameras; which views were held out may change.
         return hold_out(replace(load_scene(opened.path), gaussians=None, metrics={}), settings.eval_every)
     with space.stage("cameras", to_dict(settings.sfm)) as notes:
-        scene = find_cameras(opened, settings.sfm, settings.prepare, space, notes)
+        scene = find_cameras(
+            opened,
+            settings.sfm,
+            settings.prepare,
+            space,
+            notes,
+            model=settings.model,
+            predict=settings.predict,
+        )
     return hold_out(scene, settings.eval_every)
 
 
-def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace) -> Scene:
+def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watcher: Watcher) -> Scene:
     """Fit Gaussians; refined poses replace the views' cameras."""
     with space.stage("splats", to_dict(settings.fit)) as notes:
         update = None
         for update in fit_splats(scene, settings.fit, checkpoint=space.work / "fit.safetensors"):
             psnr = f", held-out {update.psnr:.1f} dB" if update.psnr is not None else ""
+            watcher.fitting(update)
             space.report("splats", update.step / update.steps, f"{update.num_gaussians:,} splats{psnr}")
         if update is None or update.gaussians is None:
             raise InputError(scene.source, "no splats came out", "check that the pictures are not all masked")
@@ -128,6 +145,7 @@ def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, comman
         if scene.gaussians is not None and settings.preview:
             flight = PathSettings(path="input", frames=90, width=min(640, settings.prepare.width))
             render_path(scene, space.folder / "preview.mp4", flight, space.report)
+        write_page(scene, space.folder / "viewer.html", title=space.folder.resolve().name.removesuffix("-scene"))
         files = [path for path in sorted(space.folder.iterdir()) if path.is_file()]
         write_report(scene, space.folder, report_pictures(scene), command=command, files=files)
     space.close()

@@ -17,6 +17,7 @@ from scenetx.core.paths import orbit, spiral, through
 from scenetx.io.camera_path import read_camera_path
 from scenetx.io.images import write_picture
 from scenetx.io.video import write_video
+from scenetx.pipeline.view_render import Painter, PaintSettings
 from scenetx.pipeline.workspace import Report, silent
 from scenetx.splat import Backend, rasterize
 
@@ -39,6 +40,10 @@ class PathSettings:
     depth: bool = False
     """Write z-depth too: 16-bit PNG beside each picture, or a second video in false colour."""
     backend: Backend = "auto"
+    model: str | None = None
+    """Paint with a view-synthesis model (a name or a weight file) from the scene's pictures, instead of its splats."""
+    context: int = 4
+    """Pictures a model is shown for a view."""
 
 
 def render(
@@ -85,22 +90,41 @@ def render_path(
     """
     settings, output = settings or PathSettings(), Path(output)
     cameras = cameras_for(scene, settings)
+    painter = _painter(scene, settings)
+    if painter is not None:
+        cameras = painter.size(cameras, settings.width)
     if output.suffix.lower() in VIDEO_SUFFIXES:
-        return _to_video(scene, cameras, output, settings, report)
-    return _to_folder(scene, cameras, output, settings, report)
+        return _to_video(_renders(scene, cameras, settings, report, painter), output, settings)
+    return _to_folder(_renders(scene, cameras, settings, report, painter), output, settings)
 
 
-def _renders(scene: Scene, cameras: Cameras, settings: PathSettings, report: Report) -> Iterator[Render]:
+def _painter(scene: Scene, settings: PathSettings) -> Painter | None:
+    """None where splats are rendered. Raises InputError for depth, which view-synthesis models do not have."""
+    if settings.model is None:
+        return None
+    if settings.depth:
+        raise InputError("depth", f"unknown to the model {settings.model}", "leave --depth or --model out")
+    from scenetx.models.open_view_model import open_view_model
+
+    return Painter(scene, open_view_model(settings.model), PaintSettings(context=settings.context))
+
+
+def _renders(
+    scene: Scene, cameras: Cameras, settings: PathSettings, report: Report, painter: Painter | None
+) -> Iterator[Render]:
+    if painter is not None:
+        yield from painter.paint(cameras, report)
+        return
     for index in range(len(cameras)):
         yield render(scene, cameras[index], background=settings.background, backend=settings.backend)
         report("render", (index + 1) / len(cameras), f"{index + 1} of {len(cameras)}")
 
 
-def _to_video(scene: Scene, cameras: Cameras, output: Path, settings: PathSettings, report: Report) -> tuple[Path, ...]:
+def _to_video(renders: Iterator[Render], output: Path, settings: PathSettings) -> tuple[Path, ...]:
     depths: list[Float[np.ndarray, "h w"]] = []
 
     def frames() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        for picture in _renders(scene, cameras, settings, report):
+        for picture in renders:
             if settings.depth:
                 depths.append(picture.depth[0].numpy().astype(np.float16))
             yield to_uint8(picture.rgb[0])
@@ -113,14 +137,12 @@ def _to_video(scene: Scene, cameras: Cameras, output: Path, settings: PathSettin
     return output, beside
 
 
-def _to_folder(
-    scene: Scene, cameras: Cameras, output: Path, settings: PathSettings, report: Report
-) -> tuple[Path, ...]:
+def _to_folder(renders: Iterator[Render], output: Path, settings: PathSettings) -> tuple[Path, ...]:
     if output.suffix:
         raise InputError(str(output), f"suffix {output.suffix}", "name a .mp4 or .webm file, or a folder")
     output.mkdir(parents=True, exist_ok=True)
     files = []
-    for index, picture in enumerate(_renders(scene, cameras, settings, report)):
+    for index, picture in enumerate(renders):
         files.append(output / f"{index:05d}.png")
         write_picture(files[-1], to_uint8(picture.rgb[0]))
         if settings.depth:

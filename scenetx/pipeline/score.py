@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from scenetx.core import Cameras, Gaussians, InputError, Scene, View
+from scenetx.core import Gaussians, Scene, View
 from scenetx.fit import evaluate_views
-from scenetx.geometry.align import align_cameras
-from scenetx.io.cameras_json import read_cameras_json
-from scenetx.io.colmap import read_colmap
-from scenetx.io.posed import PosedPicture, PosedSource
-from scenetx.io.transforms import read_transforms
-from scenetx.measure.shape import pose_errors
+from scenetx.pipeline.reference import against_reference
 from scenetx.pipeline.render import render, to_uint8
 from scenetx.serve.report import ReportPicture
 
@@ -87,77 +80,6 @@ def report_pictures(scene: Scene, limit: int = 16) -> list[ReportPicture]:
     views: Sequence[View] = scene.held_out or scene.registered
     keep = sorted({round(i) for i in np.linspace(0, len(views) - 1, min(limit, len(views)))})
     return [ReportPicture(views[i].name, views[i].image.numpy(), rendered(scene, views[i]).numpy()) for i in keep]
-
-
-def against_reference(scene: Scene, reference: str | Path) -> dict[str, Any]:
-    """Errors of cameras (after one similarity) and, where the reference has depth, of depth (after its scale).
-
-    Pictures are matched by file name without suffix. center_percent is of the reference's extent: the largest distance
-    of a reference centre from their mean.
-    """
-    truth = {Path(picture.name).stem: picture for picture in read_reference(reference).pictures}
-    pairs = [(view, truth[_stem(view)]) for view in scene.registered if _stem(view) in truth]
-    pairs = [(view, picture) for view, picture in pairs if picture.world_from_cam is not None]
-    if len(pairs) < 2:
-        raise InputError(str(reference), f"{len(pairs)} of its pictures are in the scene", "name the right reference")
-    true_poses = torch.stack([p.world_from_cam.double() for _, p in pairs if p.world_from_cam is not None])
-    found = torch.cat([view.camera.world_from_cam.double() for view, _ in pairs if view.camera is not None])
-    similarity = align_cameras(true_poses, found)
-    errors = pose_errors(true_poses, similarity.apply_to_poses(found))
-    out: dict[str, Any] = {
-        "cameras": len(pairs),
-        "rotation_deg_median": round(float(errors.rotation_deg.median()), 4),
-        "rotation_deg_max": round(float(errors.rotation_deg.max()), 4),
-        "center_percent_median": round(100 * float(errors.center.median()), 4),
-        "center_percent_max": round(100 * float(errors.center.max()), 4),
-    }
-    depth = [_depth_absrel(view, picture, similarity.scale) for view, picture in pairs]
-    measured = [value for value in depth if value is not None]
-    if measured:
-        out["depth_absrel"] = round(float(np.mean(measured)), 4)
-    return out
-
-
-def read_reference(path: str | Path) -> PosedSource:
-    """Cameras from a cameras.json, a transforms.json or a COLMAP model."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(str(path), "not there", "name a cameras.json, transforms.json or COLMAP folder")
-    if path.is_dir():
-        return read_cameras_json(path) if (path / "cameras.json").exists() else read_colmap(path, None)
-    return read_transforms(path) if "transforms" in path.name else read_cameras_json(path)
-
-
-def _stem(view: View) -> str:
-    return Path(view.original.path or view.name).stem
-
-
-def _depth_absrel(view: View, picture: PosedPicture, scale: float) -> float | None:
-    """Mean |d - d*| / d* over pixels where both are known; the reference's pinhole is resampled at our pixels."""
-    if picture.depth_path is None or view.depth is None or view.camera is None:
-        return None
-    stored = torch.from_numpy(np.asarray(Image.open(picture.depth_path)).astype(np.float32)) * picture.depth_unit
-    truth = _sample(stored, _reference_pixels(view.camera, picture, stored.shape[0], stored.shape[1]))
-    known = (truth > 0) & (view.depth > 0)
-    if not known.any():
-        return None
-    return float(((view.depth * scale - truth).abs() / truth)[known].mean())
-
-
-def _reference_pixels(camera: Cameras, picture: PosedPicture, height: int, width: int) -> Float[Tensor, "h w 2"]:
-    """Where our pixels lie in the reference's depth map, a pinhole with the picture's K at another size."""
-    y, x = torch.meshgrid(torch.arange(camera.height) + 0.5, torch.arange(camera.width) + 0.5, indexing="ij")
-    rays = torch.stack([x, y, torch.ones_like(x)], -1).double() @ torch.linalg.inv(camera.K[0].double()).T
-    pixels = rays @ picture.K.double().T
-    return pixels[..., :2] * torch.tensor([width / picture.width, height / picture.height])
-
-
-def _sample(depth: Float[Tensor, "h w"], pixels: Float[Tensor, "a b 2"]) -> Float[Tensor, "a b"]:
-    """Nearest value, 0 outside: depth must not be blended over an edge."""
-    column, row = pixels[..., 0].floor().long(), pixels[..., 1].floor().long()
-    inside = (column >= 0) & (row >= 0) & (column < depth.shape[1]) & (row < depth.shape[0])
-    value = depth[row.clamp(0, depth.shape[0] - 1), column.clamp(0, depth.shape[1] - 1)]
-    return torch.where(inside, value, torch.zeros_like(value))
 
 
 def write_metrics(metrics: Mapping[str, Any], folder: Path) -> None:

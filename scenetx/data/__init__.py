@@ -1,0 +1,5 @@
+"""Data to learn from: endless procedural scenes with exact answers."""
+
+from scenetx.data.procedural import ProceduralConfig, ProceduralViews, endless, procedural_views
+
+__all__ = ["ProceduralConfig", "ProceduralViews", "endless", "procedural_views"]

@@ -1,0 +1,222 @@
+"""Fewer and lighter splats for the same pictures: LightGaussian (Fan et al., arXiv 2311.17245) on `scenetx.splat`.
+
+Score every splat by what it adds to the training views, drop the least, let the rest recover, and take away bands of
+view-dependent colour while the full splats teach the light ones, also from views that no photo shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from scenetx.core import Cameras, Gaussians, InputError, Scene, View
+from scenetx.core.gaussians import SH_C0
+from scenetx.fit.exposure import Exposure
+from scenetx.fit.initialise import viewing_distance
+from scenetx.fit.photometric import photometric_loss
+from scenetx.fit.targets import Target, TargetView, target_view
+from scenetx.fit.trainable import activated, trainable
+from scenetx.splat import Backend, rasterize
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """Everything about making splats fewer and lighter. Learning rates are those at the end of a fit."""
+
+    keep: float = 0.6  # share of the splats that stays; the paper prunes 0.66 of 3DGS's many
+    sh_degree: int | None = None  # of the result; None = as it is
+    rounds: int = 2  # pruning in several rounds, each with its share of the recovery, loses less than one cut
+    steps: int = 600  # gradient steps in all
+    pseudo_views: float = 0.5  # share of the steps that look from where no photo was taken, at the teacher's picture
+    jitter: float = 0.1  # of the pseudo-views, standard deviation in distances to the nearest training camera
+    volume_power: float = 0.1  # beta of the paper's equation 4
+    width: int = 640
+    means_lr: float = 4e-5  # of the viewing distance
+    scales_lr: float = 0.002
+    quats_lr: float = 0.0005
+    opacities_lr: float = 0.01
+    sh_lr: float = 0.0025
+    sh_rest_lr: float = 0.00025
+    exposure: bool = True  # photos may differ in exposure, as in the fit
+    seed: int = 0
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError("compress setting keep", self.keep, "use a share above 0, at most 1")
+        if self.rounds < 1 or self.steps < 0:
+            raise InputError("compress settings rounds, steps", (self.rounds, self.steps), "use 1 or more, 0 or more")
+        if self.sh_degree is not None and not 0 <= self.sh_degree <= 3:
+            raise InputError("compress setting sh_degree", self.sh_degree, "use 0 to 3")
+        if not 0 <= self.pseudo_views <= 1:
+            raise InputError("compress setting pseudo_views", self.pseudo_views, "use 0 to 1")
+
+
+@dataclass(frozen=True)
+class CompressUpdate:
+    """Where the work is; the last update (step == steps) carries the result and its significance."""
+
+    step: int
+    steps: int
+    num_gaussians: int
+    gaussians: Gaussians | None = None
+    scores: Float[Tensor, "g"] | None = None
+
+
+def significance(
+    gaussians: Gaussians, cameras: list[Cameras], *, volume_power: float = 0.1, backend: Backend = "auto"
+) -> Float[Tensor, "g"]:
+    """Global significance: what each splat adds to all pixels of ``cameras``, times its volume to a small power.
+
+    The paper's equation 4, ``sum over pixels of hit * opacity * transmittance``, times ``min(V / V_90, 1) ** beta``
+    with V_90 the volume that nine tenths of the splats do not exceed. The hit is not counted as 0 or 1 but weighed by
+    the splat's falloff, which makes the sum exactly the blending weight: the gradient of the picture in the splat's
+    colour, one backward pass a camera. 0 for splats that are not seen or not finite.
+    """
+    if not cameras:
+        raise InputError("compress", "no camera", "give a scene with registered training views")
+    plain = gaussians.detach()
+    color = torch.zeros(len(plain), 1, 3, device=plain.means.device, requires_grad=True)  # grey: nothing is clamped
+    probe = replace(plain, sh=color)
+    total = torch.zeros(len(plain), device=plain.means.device)
+    for camera in cameras:
+        picture = rasterize(probe, camera.to(torch.float32), backend=backend).rgb[..., 0].sum()
+        (gradient,) = torch.autograd.grad(picture, color)
+        total += gradient[:, 0, 0] / SH_C0
+    volume = plain.scales.prod(dim=-1).nan_to_num(0, 0, 0)
+    ninth = volume.kthvalue(max(1, round(0.9 * len(volume)))).values if len(volume) else volume.sum()
+    weight = (volume / ninth.clamp_min(1e-38)).clamp(0, 1) ** volume_power
+    return torch.where(plain.finite(), total.clamp_min(0) * weight, 0.0)
+
+
+def most_significant(scores: Float[Tensor, "g"], count: int) -> Bool[Tensor, "g"]:
+    """True for the ``count`` highest scores (all, if there are fewer); of equal ones the first."""
+    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    keep[scores.argsort(descending=True, stable=True)[: max(count, 0)]] = True
+    return keep
+
+
+def pseudo_cameras(
+    cameras: Cameras, count: int, *, jitter: float, generator: torch.Generator
+) -> Float[Tensor, "count 4 4"]:
+    """``world_from_cam`` at training cameras moved at random by ``jitter`` times the way to the nearest other."""
+    centers = cameras.centers.double()
+    apart = torch.cdist(centers, centers) + torch.diag(centers.new_full((len(centers),), torch.inf))
+    near = apart.min(dim=1).values.nan_to_num(0, 0, 0)
+    index = torch.randint(len(cameras), (count,), generator=generator)
+    poses = cameras.world_from_cam[index].clone()
+    noise = torch.randn(count, 3, generator=generator).to(poses)
+    poses[:, :3, 3] += jitter * near[index, None].to(poses) * noise
+    return poses
+
+
+def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> Iterator[CompressUpdate]:
+    """The scene's Gaussians with ``keep`` of their number and at most ``sh_degree`` bands, as `CompressUpdate`s.
+
+    Held-out views are never looked at. Raises InputError for a scene without Gaussians or training views.
+    """
+    settings = settings or CompressSettings()
+    if scene.gaussians is None or not len(scene.gaussians):
+        raise InputError("compress", "the scene has no splats", "reconstruct it without --no-splats first")
+    if not scene.training:
+        raise InputError("compress", "the scene has no training view with a camera", "give the whole scene folder")
+    work = _Work(scene, scene.gaussians, settings)
+    target = max(1, round(settings.keep * len(scene.gaussians)))
+    before, done = len(scene.gaussians), 0
+    for index in range(settings.rounds):
+        share = (index + 1) / settings.rounds
+        work.prune(round(before * (target / before) ** share))
+        end = round(settings.steps * share)
+        while done < end:
+            work.advance(done)
+            done += 1
+            if done % 20 == 0 and done < settings.steps:
+                yield CompressUpdate(done, settings.steps, len(work.table))
+    gaussians = work.result()
+    yield CompressUpdate(settings.steps, settings.steps, len(gaussians), gaussians, work.scores(gaussians))
+
+
+class _Work:
+    """The student's table, the teacher, and the pictures both are held to."""
+
+    def __init__(self, scene: Scene, teacher: Gaussians, settings: CompressSettings) -> None:
+        self.settings = settings
+        self.teacher = teacher.detach().to("cpu").to(torch.float32)
+        self.views = [self._target(view) for view in scene.training]
+        self.cameras = [view.levels[0].camera for view in self.views]
+        self.extent = viewing_distance(scene)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.order: list[int] = []
+        start = self.teacher[self.teacher.finite()]
+        degree = start.sh_degree if settings.sh_degree is None else min(settings.sh_degree, start.sh_degree)
+        self.table = trainable(replace(start, sh=start.sh[:, : (degree + 1) ** 2].contiguous()), selective=True)
+        several = settings.exposure and len(self.views) > 1
+        self.exposure = Exposure(len(self.views), rate=0.002, decay=0.01) if several else None
+
+    def _target(self, view: View) -> TargetView:
+        return target_view(view, width=self.settings.width, pyramid=0)
+
+    def scores(self, gaussians: Gaussians) -> Float[Tensor, "g"]:
+        power, backend = self.settings.volume_power, self.settings.backend
+        return significance(gaussians, self.cameras, volume_power=power, backend=backend)
+
+    def result(self) -> Gaussians:
+        gaussians = activated(self.table, antialiased=self.teacher.antialiased).detach()
+        return gaussians[gaussians.finite()]
+
+    def prune(self, count: int) -> None:
+        if count < len(self.table):
+            scores = self.scores(activated(self.table, antialiased=self.teacher.antialiased).detach())
+            self.table.keep(most_significant(scores, count))
+
+    def advance(self, step: int) -> None:
+        """One step towards a photo, or towards the teacher's picture from a view that nobody took."""
+        if not self.order:
+            self.order = torch.randperm(len(self.views), generator=self.generator).tolist()
+        index = self.order.pop()
+        target = self.views[index].levels[0]
+        invented = bool(torch.rand(1, generator=self.generator) < self.settings.pseudo_views)
+        if invented:
+            target = self._invented(target)
+        student = activated(self.table, antialiased=self.teacher.antialiased)
+        rgb = rasterize(student, target.camera, backend=self.settings.backend).rgb[0]
+        if self.exposure is not None and not invented:
+            rgb = self.exposure.apply(rgb, index)
+        loss = photometric_loss(rgb, target.photo, target.mask)
+        if not bool(loss.detach().isfinite()):
+            return
+        loss.backward()
+        self._learn()
+        if self.exposure is not None and not invented:
+            self.exposure.step(step / max(self.settings.steps, 1))
+
+    def _invented(self, like: Target) -> Target:
+        """The teacher's picture from near a training camera, through the lens of ``like``."""
+        every = replace(
+            like.camera,
+            world_from_cam=torch.cat([camera.world_from_cam for camera in self.cameras]),
+            K=like.camera.K.repeat(len(self.cameras), 1, 1),
+        )
+        poses = pseudo_cameras(every, 1, jitter=self.settings.jitter, generator=self.generator)
+        camera = replace(like.camera, world_from_cam=poses)
+        with torch.no_grad():
+            rgb = rasterize(self.teacher, camera, backend=self.settings.backend).rgb[0]
+        return Target(rgb.clamp(0, 1).mul(255).round().byte(), camera, None)
+
+    def _learn(self) -> None:
+        s = self.settings
+        rates = torch.full((3 * self.table["sh"].shape[1],), s.sh_rest_lr)
+        rates[:3] = s.sh_lr
+        self.table.step(
+            {
+                "means": self.extent * s.means_lr,
+                "quats": s.quats_lr,
+                "log_scales": s.scales_lr,
+                "logits": s.opacities_lr,
+                "sh": rates,
+            }
+        )

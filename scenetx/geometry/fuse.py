@@ -1,0 +1,188 @@
+"""A mesh from depth: rendered pictures fused into a truncated signed distance field, and how clean the result is.
+
+Fusion is Open3D's (the extra ``mesh``; imported when asked for): Curless and Levoy 1996, over a sparse block grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from scenetx.core import Cameras, InputError, Render
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """How depth becomes a surface. Lengths in world units; None is chosen from the depth seen."""
+
+    voxel: float | None = None  # None: the median depth / 256
+    truncation: float = 4.0  # of the signed distance, in voxels
+    least_alpha: float = 0.5  # pixels that the splats cover less are not used
+    farthest: float | None = None  # None: four times the median depth
+    smallest: int = 100  # triangles; smaller pieces are thrown away
+
+    def __post_init__(self) -> None:
+        for name in ("voxel", "truncation", "farthest"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"mesh setting {name}", value, "use a number above 0")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in the world frame, with a colour a vertex (sRGB)."""
+
+    vertices: Float[np.ndarray, "v 3"]
+    faces: Int[np.ndarray, "f 3"]
+    colors: UInt8[np.ndarray, "v 3"]
+
+
+@dataclass(frozen=True)
+class Cleanliness:
+    """components: pieces that share no vertex. largest: share of the faces in the largest piece. holes: closed chains
+    of edges that have one face only. nonmanifold_edges: edges with three or more. area: world units squared."""
+
+    vertices: int
+    faces: int
+    components: int
+    largest: float
+    holes: int
+    boundary_edges: int
+    nonmanifold_edges: int
+    degenerate_faces: int
+    area: float
+    watertight: bool
+    removed_components: int = 0
+
+
+def fuse(pictures: Iterable[tuple[Render, Cameras]], settings: FuseSettings | None = None) -> tuple[Mesh, Cleanliness]:
+    """One mesh from rendered pictures (one camera each: rgb in [0, 1], z-depth in world units, alpha).
+
+    Small pieces are removed and counted. Raises InputError without Open3D, without any usable depth, or when a grid
+    this fine would not fit.
+    """
+    settings = settings or FuseSettings()
+    library = _open3d()
+    shots = [(render, camera) for render, camera in pictures]
+    used = [_usable(render, settings.least_alpha) for render, _ in shots]
+    depths = np.concatenate([depth[depth > 0] for depth in used]) if used else np.zeros(0)
+    if not len(depths):
+        raise InputError("mesh", "no pixel with depth", "give a scene whose splats cover its pictures")
+    median = float(np.median(depths))
+    voxel, farthest = settings.voxel or median / 256, settings.farthest or 4 * median
+    if median / voxel > 1 << 13:
+        raise InputError("mesh setting voxel", f"{voxel:.3g} for a depth of {median:.3g}", "use a coarser grid")
+    volume = library.pipelines.integration.ScalableTSDFVolume(
+        voxel_length=voxel,
+        sdf_trunc=settings.truncation * voxel,
+        color_type=library.pipelines.integration.TSDFVolumeColorType.RGB8,
+    )
+    for (render, camera), depth in zip(shots, used, strict=True):
+        rgb = render.rgb[0].detach().cpu().clamp(0, 1).mul(255).round().byte().numpy()
+        rgbd = library.geometry.RGBDImage.create_from_color_and_depth(
+            library.geometry.Image(np.ascontiguousarray(rgb)),
+            library.geometry.Image(np.ascontiguousarray(depth)),
+            depth_scale=1.0,
+            depth_trunc=farthest,
+            convert_rgb_to_intensity=False,
+        )
+        K = camera.K[0].detach().cpu().double().numpy()
+        # Open3D's pixel centres are whole numbers, ours are halves.
+        lens = library.camera.PinholeCameraIntrinsic(
+            camera.width, camera.height, K[0, 0], K[1, 1], K[0, 2] - 0.5, K[1, 2] - 0.5
+        )
+        volume.integrate(rgbd, lens, camera.cam_from_world[0].detach().cpu().double().numpy())
+    found = volume.extract_triangle_mesh()
+    colors = (255 * np.asarray(found.vertex_colors)).round().clip(0, 255).astype(np.uint8)
+    mesh = Mesh(np.asarray(found.vertices).copy(), np.asarray(found.triangles).astype(np.int64), colors)
+    if not len(mesh.faces):
+        raise InputError("mesh", "the depth makes no surface", "use a coarser voxel, or more views")
+    return without_crumbs(mesh, settings.smallest)
+
+
+def without_crumbs(mesh: Mesh, smallest: int) -> tuple[Mesh, Cleanliness]:
+    """The mesh without pieces of fewer than ``smallest`` faces (the largest always stays), and its report."""
+    piece = _pieces(mesh)
+    counts = np.bincount(piece)
+    keep = counts >= smallest
+    keep[counts.argmax()] = True
+    faces = mesh.faces[keep[piece]]
+    used, renumbered = np.unique(faces, return_inverse=True)
+    clean = Mesh(mesh.vertices[used], renumbered.reshape(-1, 3).astype(np.int64), mesh.colors[used])
+    return clean, cleanliness(clean, removed=int((~keep).sum()))
+
+
+def cleanliness(mesh: Mesh, *, removed: int = 0) -> Cleanliness:
+    """What a user of the mesh wants to know before a print or a simulation."""
+    faces = mesh.faces
+    corners = mesh.vertices[faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1) / 2
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    unique, uses = np.unique(edges, axis=0, return_counts=True)
+    rim = unique[uses == 1]
+    sizes = np.bincount(_pieces(mesh)) if len(faces) else np.zeros(0, np.int64)
+    return Cleanliness(
+        vertices=len(mesh.vertices),
+        faces=len(faces),
+        components=len(sizes),
+        largest=float(sizes.max() / len(faces)) if len(faces) else 0.0,
+        holes=_chains(rim),
+        boundary_edges=len(rim),
+        nonmanifold_edges=int((uses > 2).sum()),
+        degenerate_faces=int((areas <= 0).sum()),
+        area=float(areas.sum()),
+        watertight=bool(len(faces)) and bool((uses == 2).all()),
+        removed_components=removed,
+    )
+
+
+def _usable(render: Render, least_alpha: float) -> Float[np.ndarray, "h w"]:
+    """z-depth of the one picture, float32; 0 where there is too little of a surface."""
+    depth = render.depth[0].detach().cpu().float().numpy()
+    alpha = render.alpha[0].detach().cpu().float().numpy()
+    return np.where((alpha >= least_alpha) & np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+
+
+def _pieces(mesh: Mesh) -> Int[np.ndarray, "f"]:
+    """The number of the piece that each face belongs to."""
+    faces = mesh.faces
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    return _labels(pairs, len(mesh.vertices))[faces[:, 0]] if len(faces) else np.zeros(0, np.int64)
+
+
+def _labels(pairs: Int[np.ndarray, "e 2"], count: int) -> Int[np.ndarray, "v"]:
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    used = np.zeros(count, bool)
+    used[pairs] = True
+    label = connected_components(graph, directed=False)[1]
+    # Vertices that no pair uses are pieces of their own to scipy; they take no number here.
+    numbers = np.unique(label[used], return_inverse=True)[1]
+    out = np.full(count, -1, np.int64)
+    out[used] = numbers
+    return out
+
+
+def _chains(edges: Int[np.ndarray, "e 2"]) -> int:
+    """How many connected chains the edges make."""
+    if not len(edges):
+        return 0
+    used, renumbered = np.unique(edges, return_inverse=True)
+    return int(_labels(renumbered.reshape(-1, 2), len(used)).max()) + 1
+
+
+def _open3d() -> Any:
+    try:
+        import open3d
+    except ModuleNotFoundError as error:
+        raise InputError("mesh", f"Open3D is not installed ({error})", "pip install 'scenetx[mesh]'") from error
+    except (ImportError, OSError) as error:  # installed, but a library of the system is missing
+        cure = "install that library of the system (on Debian and Ubuntu: apt install libusb-1.0-0 libgl1 libgomp1)"
+        raise InputError("mesh", f"Open3D cannot be loaded ({error})", cure) from error
+    return open3d

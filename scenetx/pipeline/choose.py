@@ -1,0 +1,37 @@
+"""Who estimates the cameras, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scenetx.core import InputError
+from scenetx.models.hub import local_file
+from scenetx.models.zoo import ZOO, find, identify
+
+# From the best that fits a laptop down; weights that may not be used commercially are never taken unasked.
+PREFERRED = ("da3-base", "mapanything", "da3-small")
+
+
+def choose_model(asked: str) -> tuple[str, str, str]:
+    """(name, weights, why) of the estimator: "sfm", or a published model that is on this machine.
+
+    asked: "auto", "sfm", a model's name, or a weight file. Raises InputError for what is none of these.
+    """
+    if asked == "sfm":
+        return "sfm", "", "asked for"
+    if asked == "auto":
+        for name in PREFERRED:
+            if local_file(ZOO[name]).is_file():
+                why = f"{name}: the best model whose weights are here; checked against structure from motion"
+                return name, "hub", why
+        return "sfm", "", "structure from motion: no model's weights are here (scenetx models list)"
+    if asked in ZOO:
+        entry = find(asked)
+        if entry.kind != "geometry":
+            raise InputError("model", asked, "it makes pictures, not geometry; see: scenetx models list")
+        return asked, "hub", f"asked for ({entry.licence})"
+    if Path(asked).is_file():
+        name = identify(Path(asked))
+        return name, asked, f"the file's tensors are those of {name}"
+    known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")
+    raise InputError("model", asked, f"use auto, sfm, a weight file, or one of {known}")

@@ -1,0 +1,203 @@
+"""A scene's splats as small files, and what each size costs in quality."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from scenetx.core import Gaussians, InputError, Scene
+from scenetx.fit import evaluate_views
+from scenetx.fit.compress import CompressSettings, compress_splats
+from scenetx.io.atomic import write_bytes
+from scenetx.io.json_value import to_json
+from scenetx.io.ply import write_splat_ply
+from scenetx.io.scene_dir import load_scene
+from scenetx.io.sog import write_sog
+from scenetx.io.splat_formats import COMPRESSED_PLY, read_gaussians, write_gaussians
+from scenetx.pipeline.workspace import Report, silent
+
+FORMATS = ("sog", "spz", COMPRESSED_PLY[1:], "glb")
+CURVE = "rate_distortion.json"
+SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
+LEAST_KEEP = 0.02
+JUDGES = 4  # training views that judge a scene without held-out ones
+
+
+@dataclass(frozen=True)
+class CompressPlan:
+    """What `compress` is asked for."""
+
+    target: float = 10.0  # times smaller than the scene's 3DGS .ply
+    formats: tuple[str, ...] = ("sog", "spz", COMPRESSED_PLY[1:])
+    fit: CompressSettings = field(default_factory=CompressSettings)  # ``keep`` follows from the target
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target <= 1000:
+            raise InputError("compress --target", f"{self.target:g}x", "use 1x to 1000x")
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise InputError("compress --formats", ", ".join(unknown) or "none", f"use some of {', '.join(FORMATS)}")
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """One file: ``splats`` full or light, bytes, times smaller than the .ply, quality of what is read back from it."""
+
+    name: str
+    splats: str
+    gaussians: int
+    bytes: int
+    ratio: float
+    psnr: float
+    psnr_lost: float
+    ssim: float
+    read_seconds: float
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """The table of `compress`; the first point is the .ply itself. ``best``: the file that was asked for."""
+
+    points: tuple[RatePoint, ...]
+    best: RatePoint
+    target: float
+    judged_by: str
+    seconds: float
+
+    def line(self) -> str:
+        """The one line for the screen."""
+        best = self.best
+        reached = "" if best.ratio >= self.target else f" (the target of {self.target:g}x was not reached)"
+        quality = f"PSNR {best.psnr:.2f} dB ({-best.psnr_lost:+.2f}) on {self.judged_by}"
+        return f"{best.name}: {best.bytes / 1e6:.2f} MB, {best.ratio:.1f}x smaller{reached}; {quality}"
+
+
+def parse_target(text: str) -> float:
+    """``10x``, ``10`` or ``7.5x`` as a number. Raises InputError for anything else."""
+    found = re.fullmatch(r"\s*(\d{1,4}(?:\.\d{1,3})?)\s*x?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise InputError("compress --target", text[:40], "say how many times smaller, for example 10x")
+    return float(found[1])
+
+
+def compress(
+    source: str | Path,
+    output: str | Path | None = None,
+    plan: CompressPlan | None = None,
+    report: Report = silent,
+) -> RateCurve:
+    """Small splat files of a scene folder in ``output`` (default SCENE/compressed), and their rate-distortion table.
+
+    The full splats are packed in every format first. Where SOG misses the target they are made fewer
+    (`scenetx.fit.compress`), as many as the target leaves room for, and packed again; every file is read back before
+    it is scored on the held-out views (on training views, and said so, where none was held out).
+
+    Raises:
+        InputError: no splats, no registered views, or a file that cannot be written.
+    """
+    started = time.perf_counter()
+    plan = plan or CompressPlan()
+    scene = load_scene(source)
+    if scene.gaussians is None or not len(scene.gaussians):
+        raise InputError(str(source), "has no splats", "run scenetx reconstruct without --no-splats first")
+    work = _Bench(scene, Path(output) if output is not None else Path(source) / "compressed")
+    work.start(scene.gaussians)
+    for index, kind in enumerate(plan.formats):
+        work.pack(scene.gaussians, kind, "full")
+        report("compress", 0.2 * (index + 1) / len(plan.formats), f"packing {kind}")
+    best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(
+        scene.gaussians, "sog", "full"
+    )
+    if best.ratio < plan.target:
+        room = work.points[0].bytes * SLACK / plan.target
+        keep = max(LEAST_KEEP, min(1.0, room / best.bytes))
+        light, scores = _light(scene, replace(plan.fit, keep=keep), report)
+        best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
+        for kind in plan.formats:
+            if kind != "sog":
+                work.pack(light, kind, "light")
+    seconds = time.perf_counter() - started
+    curve = RateCurve(tuple(work.points), best, plan.target, work.judged_by, round(seconds, 2))
+    write_bytes(work.folder / CURVE, to_json(asdict(curve)))
+    report("compress", 1.0, "")
+    return curve
+
+
+def _light(scene: Scene, settings: CompressSettings, report: Report) -> tuple[Gaussians, Float[Tensor, "g"]]:
+    for update in compress_splats(scene, settings):
+        share = 0.2 + 0.7 * update.step / max(update.steps, 1)
+        report("compress", share, f"{update.num_gaussians:,} splats")
+        if update.gaussians is not None and update.scores is not None:
+            return update.gaussians, update.scores
+    raise AssertionError("compress_splats ended without a result")
+
+
+class _Bench:
+    """Writes files, reads them back and scores what was read."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        self.scene, self.folder = scene, folder
+        self.points: list[RatePoint] = []
+        self.views = scene.held_out or scene.training[:: max(1, len(scene.training) // JUDGES)][:JUDGES]
+        if not self.views:
+            raise InputError("compress", "the scene has no registered view to judge by", "give the whole scene folder")
+        kind = "held-out" if scene.held_out else "training"
+        self.judged_by = f"{len(self.views)} {kind} picture{'s' if len(self.views) > 1 else ''}"
+
+    def start(self, gaussians: Gaussians) -> None:
+        """The .ply that all is measured against; it is not kept."""
+        path = self.folder / "splats.ply"
+        write_splat_ply(gaussians, path)
+        try:
+            self._score(path, "full")
+        finally:
+            path.unlink(missing_ok=True)
+
+    def pack(self, gaussians: Gaussians, kind: str, splats: str) -> RatePoint:
+        """One file; light splats take the place of full ones under the same name."""
+        path = self.folder / f"splats.{kind}"
+        write_gaussians(gaussians, path)
+        return self._score(path, splats)
+
+    def pack_to_size(self, gaussians: Gaussians, scores: Float[Tensor, "g"], most: int) -> RatePoint:
+        """A .sog of at most ``most`` bytes where a smaller palette or fewer splats can make it so."""
+        path = self.folder / "splats.sog"
+        entries = max(64, len(gaussians) // 8)
+        for _ in range(4):
+            write_sog(gaussians, path, entries=entries, weights=scores)
+            size = path.stat().st_size
+            if size <= most:
+                break
+            if entries > 64:
+                entries = max(64, entries // 4)
+            else:
+                order = scores.argsort(descending=True, stable=True)
+                kept = order[: max(1, int(len(gaussians) * SLACK * most / size))].sort().values
+                gaussians, scores = gaussians[kept], scores[kept]
+        return self._score(path, "light")
+
+    def _score(self, path: Path, splats: str) -> RatePoint:
+        began = time.perf_counter()
+        gaussians = read_gaussians(path)
+        seconds = time.perf_counter() - began
+        scores = evaluate_views(self.scene, gaussians, views=self.views)
+        size = path.stat().st_size
+        first = self.points[0] if self.points else None
+        point = RatePoint(
+            name=path.name,
+            splats=splats,
+            gaussians=len(gaussians),
+            bytes=size,
+            ratio=round(first.bytes / size, 3) if first else 1.0,
+            psnr=round(scores.mean_psnr, 4),
+            psnr_lost=round(first.psnr - scores.mean_psnr, 4) if first else 0.0,
+            ssim=round(scores.mean_ssim, 5),
+            read_seconds=round(seconds, 3),
+        )
+        self.points.append(point)
+        return point

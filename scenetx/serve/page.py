@@ -1,0 +1,124 @@
+"""The viewer as a page: self-contained with the scene inside, or the page that a server gives out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from scenetx.core import InputError
+from scenetx.serve.contents import Contents
+from scenetx.serve.messages import FromServer, PhotoData, encode
+
+SPLIT_ABOVE = 64_000_000
+"""Bytes of scene above which a page keeps it in scripts beside itself: browsers read huge pages slowly."""
+
+
+def write_viewer_page(contents: Contents, path: str | Path, *, split_above: int = SPLIT_ABOVE) -> tuple[Path, ...]:
+    """Writes the page that opens from disk and gives the files written: the page, and parts of a large scene.
+
+    The page asks nothing of any network; a content security policy forbids it. A scene of more than ``split_above``
+    bytes lies in ``NAME-data/`` beside the page, as scripts, because a page from disk may load nothing else. Raises
+    InputError when the files cannot be written.
+    """
+    path = Path(path)
+    frames = [encode(message) for message in _messages(contents)]
+    if sum(map(len, frames)) <= split_above:
+        inside = "\n".join(
+            f'<script type="application/x-scenetx">{base64.b64encode(frame).decode("ascii")}</script>'
+            for frame in frames
+        )
+        _write(path, _page(contents.info.title, inside, parts=len(frames)))
+        return (path,)
+    folder = path.with_name(f"{path.stem}-data")
+    files = []
+    for index, frame in enumerate(frames):
+        files.append(folder / f"{index:03d}.js")
+        _write(files[-1], _part(frame))
+    digests = [_digest(file.read_bytes()) for file in files]
+    beside = "\n".join(
+        f'<script src="{escape(folder.name)}/{file.name}" integrity="{digest}"></script>'
+        for file, digest in zip(files, digests, strict=True)
+    )
+    _write(path, _page(contents.info.title, beside, parts=len(frames), scripts=digests))
+    return (path, *files)
+
+
+def served_page(title: str, socket: str) -> str:
+    """The page a server gives out: the scene comes through the web socket at the relative address ``socket``."""
+    return _page(title, "", socket=socket)
+
+
+def _messages(contents: Contents) -> list[FromServer]:
+    """In the order of use: the splats before the photos that may never be looked at."""
+    out: list[FromServer] = [contents.info]
+    out += [part for part in (contents.splats, contents.points) if part is not None]
+    return [*out, *(PhotoData(name, data) for name, data in contents.photos.items())]
+
+
+def _part(frame: bytes) -> str:
+    return f'(globalThis.scenetxParts ??= []).push("{base64.b64encode(frame).decode("ascii")}");\n'
+
+
+def _page(title: str, inside: str, *, parts: int = 0, socket: str = "", scripts: Sequence[str] = ()) -> str:
+    script = viewer_script()
+    sources = " ".join(f"'{digest}'" for digest in (_digest(script.encode("utf-8")), *scripts))
+    policy = {
+        "default-src": "'none'",
+        "script-src": f"{sources} 'wasm-unsafe-eval'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "'self' data: blob:" if socket else "data: blob:",
+        "connect-src": "'self'" if socket else "'none'",
+        "worker-src": "blob:",
+        "media-src": "blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    attributes = {"data-socket": socket} if socket else {"data-parts": str(parts)}
+    return Template((resources.files("scenetx.serve") / "viewer.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        version=importlib.metadata.version("scenetx"),
+        attributes=_attributes(attributes),
+        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        parts=inside,
+        script=script,
+    )
+
+
+def _attributes(values: Mapping[str, str]) -> str:
+    return "".join(f' {name}="{escape(value)}"' for name, value in values.items())
+
+
+@cache
+def viewer_script() -> str:
+    """The built viewer, one classic script."""
+    return (resources.files("scenetx.serve") / "viewer.js").read_text(encoding="utf-8")
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(data).digest()).decode('ascii')}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                # A lone surrogate comes from a file name that is not UTF-8; it must not cost the page.
+                file.write(text.encode("utf-8", errors="replace"))
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or error, "choose a folder that can be written") from error

@@ -1,0 +1,275 @@
+"""Fewer, lighter splats: what the score means, what pruning keeps, the verb, and meshes with their reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from splat_scenes import make_scene
+
+from scenetx.core import Cameras, Gaussians, InputError, Original, Render, Scene, View
+from scenetx.core.cameras import look_at
+from scenetx.core.gaussians import SH_C0
+from scenetx.fit.compress import (
+    CompressSettings,
+    compress_splats,
+    most_significant,
+    pseudo_cameras,
+    significance,
+)
+from scenetx.geometry.fuse import FuseSettings, Mesh, cleanliness, fuse, without_crumbs
+from scenetx.pipeline.compress import CompressPlan, compress, parse_target
+from scenetx.pipeline.export import export
+from scenetx.pipeline.mesh import write_mesh
+from scenetx.splat import rasterize
+
+UP = torch.tensor([0.0, -1.0, 0.0])
+
+
+def photographed(count: int = 120, views: int = 4) -> Scene:
+    """Pictures of random splats, and the scene that holds those splats; the last view is held out."""
+    gaussians, cameras = make_scene(count, 40, 52, cameras=views, degree=1, size=0.15)
+    pictures = rasterize(gaussians, cameras, backend="torch").rgb.clamp(0, 1).mul(255).round().byte()
+    shots = tuple(
+        View(
+            f"{index}.png",
+            pictures[index],
+            Original(f"{index}.png", 40, 52),
+            camera=cameras[index],
+            held_out=index == views - 1,
+        )
+        for index in range(views)
+    )
+    return Scene(shots, gaussians=gaussians, posed_by="input")
+
+
+def one(x: float, z: float, size: float, alpha: float) -> Gaussians:
+    return Gaussians(
+        torch.tensor([[x, 0.0, z]]),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.full((1, 3), size),
+        torch.tensor([alpha]),
+        torch.zeros(1, 1, 3),
+    )
+
+
+def test_significance_is_the_light_a_splat_adds():
+    """By the definition: how much the summed picture changes when only that splat turns from grey to a bit brighter."""
+    gaussians, cameras = make_scene(12, 24, 30, cameras=2, degree=0, size=0.2)
+    scores = significance(gaussians, [cameras[0], cameras[1]], volume_power=0.0, backend="torch")
+    grey = replace(gaussians, sh=torch.zeros(12, 1, 3))
+    base = rasterize(grey, cameras, backend="torch").rgb[..., 0].double().sum()
+    for index in range(12):
+        sh = grey.sh.clone()
+        sh[index] += 0.5
+        change = rasterize(replace(grey, sh=sh), cameras, backend="torch").rgb[..., 0].double().sum() - base
+        assert float(scores[index]) == pytest.approx(float(change) / (0.5 * SH_C0), rel=2e-3, abs=1e-3)
+
+
+def test_hidden_faint_and_broken_splats_do_not_matter():
+    eye = look_at(torch.tensor([[0.0, 0, -4]]), torch.zeros(3), UP)
+    camera = Cameras(eye, torch.tensor([[[40.0, 0, 20], [0, 40, 20], [0, 0, 1]]]), 40, 40)
+    wall = [one(0.0, 0.0, 0.5, 0.99)] * 6
+    parts = [*wall, one(0.0, 1.5, 0.1, 0.9), one(1.5, 0.0, 0.1, 0.9)]
+    parts += [one(1.5, 0.1, 0.1, 0.01), one(0.0, -9.0, 0.1, 0.9)]
+    gaussians = Gaussians.cat([*parts, one(float("nan"), 0.0, 1.0, 1.0)])
+    scores = significance(gaussians, [camera], backend="torch")
+    assert bool((scores >= 0).all())
+    assert scores[9] == 0  # behind the camera
+    assert scores[10] == 0  # not finite
+    assert scores[7] > 20 * scores[8]  # faint
+    assert scores[7] > 20 * scores[6]  # behind the wall
+    larger = significance(gaussians[6:8], [camera], volume_power=0.0, backend="torch")
+    assert bool((larger >= significance(gaussians[6:8], [camera], backend="torch")).all())
+
+
+def test_the_most_significant_stay():
+    scores = torch.tensor([3.0, 1, 2, 2, 0])
+    assert most_significant(scores, 3).tolist() == [True, False, True, True, False]
+    assert most_significant(scores, 99).all()
+    assert not most_significant(scores, 0).any()
+
+
+def test_pseudo_cameras_stay_near_the_photos():
+    _, cameras = make_scene(1, cameras=5)
+    poses = pseudo_cameras(cameras, 200, jitter=0.1, generator=torch.Generator().manual_seed(0))
+    apart = torch.cdist(cameras.centers, cameras.centers)
+    moved = torch.cdist(poses[:, :3, 3], cameras.centers).min(1).values
+    assert 0 < moved.median() < 0.5 * apart.max()
+    rotations = (
+        torch.cdist(poses[:, :3, :3].flatten(1).double(), cameras.world_from_cam[:, :3, :3].flatten(1).double())
+        .min(1)
+        .values
+    )
+    assert bool((rotations < 1e-5).all())
+    alone = pseudo_cameras(cameras[0], 3, jitter=0.1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(alone, cameras[0].world_from_cam.repeat(3, 1, 1))
+
+
+def psnr(scene: Scene, gaussians: Gaussians) -> float:
+    errors = []
+    for view in scene.training:
+        assert view.camera is not None
+        rgb = rasterize(gaussians, view.camera, backend="torch").rgb[0].clamp(0, 1)
+        errors.append((rgb - view.image.float() / 255).square().mean())
+    return float(-10 * torch.stack(errors).mean().log10())
+
+
+def last(scene: Scene, settings: CompressSettings) -> tuple[Gaussians, torch.Tensor]:
+    updates = list(compress_splats(scene, settings))
+    assert updates[-1].gaussians is not None
+    assert updates[-1].scores is not None
+    assert updates[-1].step == updates[-1].steps == settings.steps
+    return updates[-1].gaussians, updates[-1].scores
+
+
+def test_pruning_by_score_beats_chance_and_recovery_helps():
+    scene = photographed()
+    full = scene.gaussians
+    assert full is not None
+    cut, scores = last(scene, CompressSettings(keep=0.5, steps=0, rounds=1))
+    assert len(cut) == len(scores) == 60
+    chance = full[torch.randperm(120, generator=torch.Generator().manual_seed(1))[:60]]
+    assert psnr(scene, cut) > psnr(scene, chance) + 1
+    recovered, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False))
+    assert len(recovered) == 60
+    assert recovered.sh_degree == 0
+    flat = replace(cut, sh=cut.sh[:, :1])
+    assert psnr(scene, recovered) > psnr(scene, flat) + 0.1
+    again, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False))
+    torch.testing.assert_close(again.means, recovered.means, atol=0, rtol=0)
+
+
+def test_bad_requests_are_one_line():
+    scene = photographed(20, 2)
+    for broken in (replace(scene, gaussians=None), replace(scene, views=())):
+        with pytest.raises(InputError, match="compress"):
+            list(compress_splats(broken))
+    for changes in ({"keep": 0.0}, {"keep": 1.5}, {"rounds": 0}, {"sh_degree": 4}, {"pseudo_views": 2.0}):
+        with pytest.raises(InputError, match="compress setting"):
+            CompressSettings(**changes)
+    for text in ("", "x", "-3x", "1e9", "10 times", "nan"):
+        with pytest.raises(InputError, match="--target"):
+            parse_target(text)
+    assert parse_target("10x") == parse_target(" 10 ") == 10
+    with pytest.raises(InputError, match="--formats"):
+        CompressPlan(formats=("ksplat",))
+    with pytest.raises(InputError, match="--target"):
+        CompressPlan(target=0.5)
+
+
+def test_compress_writes_files_and_their_table(tmp_path):
+    scene = photographed(600)
+    scene.save(tmp_path / "scene")
+    plan = CompressPlan(target=12.0, fit=CompressSettings(steps=4, rounds=1))
+    seen = []
+    curve = compress(tmp_path / "scene", None, plan, lambda *said: seen.append(said))
+    folder = tmp_path / "scene/compressed"
+    names = ["rate_distortion.json", "splats.compressed.ply", "splats.sog", "splats.spz"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    table = json.loads((folder / "rate_distortion.json").read_text())
+    assert [point["name"] for point in table["points"]][:2] == ["splats.ply", "splats.sog"]
+    assert table["judged_by"] == "1 held-out picture"
+    first, *rest = curve.points
+    assert first.ratio == 1
+    assert first.psnr > 45  # the scene's own splats made the pictures
+    assert all(point.ratio > 1.5 for point in rest)
+    assert curve.best.bytes == (folder / "splats.sog").stat().st_size
+    assert curve.best.psnr <= first.psnr
+    assert curve.line().startswith("splats.sog: ")
+    assert seen[-1][1] == 1.0
+    replace(scene, gaussians=None).save(tmp_path / "empty")
+    with pytest.raises(InputError, match="has no splats"):
+        compress(tmp_path / "empty")
+
+
+# meshes
+
+
+def box() -> Mesh:
+    import trimesh
+
+    made = trimesh.creation.box()
+    faces = np.asarray(made.faces, np.int64)
+    return Mesh(np.array(made.vertices), faces, np.full((len(made.vertices), 3), 9, np.uint8))
+
+
+def test_cleanliness_counts_pieces_and_holes():
+    whole = cleanliness(box())
+    assert whole.watertight
+    assert (whole.components, whole.holes, whole.boundary_edges, whole.nonmanifold_edges) == (1, 0, 0, 0)
+    assert whole.area == pytest.approx(6)
+    opened = cleanliness(replace(box(), faces=box().faces[1:]))
+    assert not opened.watertight
+    assert (opened.components, opened.holes, opened.boundary_edges) == (1, 1, 3)
+    two = np.concatenate([box().faces, box().faces[:1] + 8])
+    pair = Mesh(np.concatenate([box().vertices, box().vertices + 5]), two, np.zeros((16, 3), np.uint8))
+    assert cleanliness(pair).components == 2
+    clean, report = without_crumbs(pair, 2)
+    assert (report.components, report.removed_components, len(clean.vertices)) == (1, 1, 8)
+    np.testing.assert_allclose(clean.vertices[clean.faces], box().vertices[box().faces])
+    tripled = Mesh(box().vertices, np.concatenate([box().faces, [[0, 1, 7]]]), box().colors)
+    assert cleanliness(tripled).nonmanifold_edges >= 1
+    nothing = cleanliness(Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64), np.zeros((0, 3), np.uint8)))
+    assert (nothing.components, nothing.watertight) == (0, False)
+
+
+def test_meshes_are_written_for_others(tmp_path):
+    import trimesh
+
+    for name, sign in (("mesh.glb", [1, -1, -1]), ("mesh.ply", [1, 1, 1])):
+        write_mesh(box(), tmp_path / name)
+        back = trimesh.load_mesh(tmp_path / name, process=False)
+        np.testing.assert_allclose(np.sort(back.vertices, axis=0), np.sort(box().vertices * sign, axis=0), atol=1e-6)
+        assert back.volume == pytest.approx(1)
+
+
+def sphere_shots(views: int = 6) -> list[tuple[Render, Cameras]]:
+    """Depth of a unit sphere, exact, from around the equator and from both poles."""
+    angles = torch.arange(views) * (2 * torch.pi / views)
+    eyes = torch.stack([3 * angles.cos(), torch.zeros(views), 3 * angles.sin()], -1)
+    eyes = torch.cat([eyes, torch.tensor([[0.1, 3, 0], [0.1, -3, 0]])])
+    out = []
+    for eye in eyes:
+        pose = look_at(eye[None], torch.zeros(3), UP)
+        camera = Cameras(pose, torch.tensor([[[80.0, 0, 40], [0, 80, 40], [0, 0, 1]]]), 80, 80)
+        y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(80) + 0.5, indexing="ij")
+        rays = torch.stack([(x - 40) / 80, (y - 40) / 80, torch.ones_like(x)], -1)
+        center = (-pose[0, :3, :3].T @ eye)[None, None]
+        a, b = rays.square().sum(-1), (rays * center).sum(-1)
+        inside = b.square() - a * (center.square().sum() - 1)
+        depth = torch.where(inside > 0, (b - inside.clamp_min(0).sqrt()) / a, 0.0)
+        rgb = torch.zeros(1, 80, 80, 3) + torch.tensor([1.0, 0.5, 0])
+        out.append((Render(rgb, depth[None], (depth > 0).float()[None]), camera))
+    return out
+
+
+@pytest.mark.slow
+def test_a_sphere_is_fused_from_its_depth(tmp_path):
+    pytest.importorskip("open3d", exc_type=ImportError, reason="Open3D, the extra 'mesh', cannot be loaded")
+    mesh, report = fuse(sphere_shots(), FuseSettings(voxel=0.04))
+    radius = np.linalg.norm(mesh.vertices, axis=1)
+    assert abs(np.median(radius) - 1) < 0.01
+    assert np.abs(mesh.vertices.min(0) + mesh.vertices.max(0)).max() < 0.04
+    assert np.abs(radius - 1).max() < 0.1
+    assert report.components == 1
+    assert report.area == pytest.approx(4 * np.pi, rel=0.05)
+    assert np.abs(np.median(mesh.colors, axis=0) - [255, 128, 0]).max() <= 2
+    empty = [(replace(render, alpha=render.alpha * 0), camera) for render, camera in sphere_shots(1)]
+    with pytest.raises(InputError, match="no pixel with depth"):
+        fuse(empty)
+    with pytest.raises(InputError, match="voxel"):
+        fuse(sphere_shots(1), FuseSettings(voxel=1e-6))
+
+
+def test_without_open3d_the_cure_is_named(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(InputError, match=r"pip install 'scenetx\[mesh\]'"):
+        export(photographed(20, 2), tmp_path / "mesh.glb")
+    with pytest.raises(InputError, match="above 0"):
+        FuseSettings(voxel=-1.0)
