@@ -94,8 +94,13 @@ def test_flow_lands_on_the_same_instance_at_the_same_place():
     scene, line, column = visible.nonzero(as_tuple=True)
     at = flow[visible] + torch.stack([column, line], -1) + 0.5
     there = at.floor().long()
+    # Away from rims, where the landing pixel's centre may be on the neighbour.
+    names = views.instances.float()
+    inner = torch.nn.functional.max_pool2d(names, 3, 1, 1) == -torch.nn.functional.max_pool2d(-names, 3, 1, 1)
+    inner = inner[scene, 2, there[:, 1], there[:, 0]] & inner[scene, 0, line, column]
     same = views.instances[scene, 2, there[:, 1], there[:, 0]] == views.instances[scene, 0, line, column]
-    assert same.float().mean() > 0.97
+    assert inner.sum() > 300
+    assert same[inner].float().mean() > 0.99
     # There and back again, up to the rounding of the landing place to a pixel.
     returned = back[scene, there[:, 1], there[:, 0]] + flow[visible]
     assert returned.norm(dim=-1).median() < 1.0
@@ -147,7 +152,7 @@ def test_every_instance_seen_is_one_that_exists_and_nothing_has_no_instance():
 def test_difficulty_makes_more_objects_and_solids():
     solids, objects = [], []
     for difficulty in (0.0, 0.5, 1.0):
-        worlds = [compose(np.random.default_rng(seed), Taste(difficulty)) for seed in range(30)]
+        worlds = [compose(np.random.default_rng(seed), Taste(difficulty)) for seed in range(12)]
         solids.append(np.mean([len(world.solids) for world in worlds]))
         objects.append(np.mean([len(world.motions) for world in worlds]))
     assert solids[0] * 1.5 < solids[1] < solids[2] / 1.3

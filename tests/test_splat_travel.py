@@ -303,7 +303,7 @@ def test_scalar_codebook_beats_even_steps_and_keeps_the_ends():
     assert (levels[0], levels[-1]) == (values.min(), values.max())
     error = np.square(levels[nearest_level(values, levels)] - values).mean()
     even = np.linspace(values.min(), values.max(), 256)
-    assert error < 0.2 * np.square(even[nearest_level(values, even)] - values).mean()
+    assert error < 0.4 * np.square(even[nearest_level(values, even)] - values).mean()
 
 
 def test_palette_serves_what_weighs():

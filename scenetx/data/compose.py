@@ -135,14 +135,14 @@ def _yard(build: _Builder) -> World:
         build.surroundings(height_field(frame, rng, rng.uniform(0.8, 2.0), 1.0), 1.0, casts=2 if relief > 0.3 else 0)
     else:
         build.surroundings(box(placed(np.array([20.0, 20.0, 0.5]), np.array([0, 0, -0.5]))), 1.0, casts=0)
-    for x, y in _scattered(rng, _many(build, 4, 16), 3.0, 0.55):
-        size = rng.uniform(0.25, 0.7)
+    for x, y in _scattered(rng, _many(build, 5, 18), 2.4, 0.5):
+        size = rng.uniform(0.3, 0.8)
         luck = rng.uniform()
         if luck < 0.3:
             build.thing(FURNITURE[rng.integers(len(FURNITURE))](rng), _at(x, y, -0.3 * relief, rng.uniform(0, 6.3)))
         elif luck < 0.4:
-            high = rng.uniform(1.0, 2.5)
-            column = placed(np.array([0.5 * size, 0.5 * size, high / 2]), np.array([0, 0, high / 2]))
+            tall = rng.uniform(1.0, 2.5)
+            column = placed(np.array([0.5 * size, 0.5 * size, tall / 2]), np.array([0, 0, tall / 2]))
             build.thing([(cylinder, box)[rng.integers(2)](column)], _at(x, y, -relief, rng.uniform(0, 6.3)))
         else:
             z = rng.uniform(0.3, 1.0) * size + (rng.uniform(0.5, 1.5) if rng.uniform() < 0.15 else 0.0)

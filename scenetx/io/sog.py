@@ -70,8 +70,8 @@ def write_sog(
     """The Gaussians as SOG version 2 (one archive), in Morton order; the file is replaced whole.
 
     Lossy: positions keep 16 bits an axis of sign(x) ln(1 + |x|), rotations 8 bits a number, scales and colours the
-    best 256 levels, opacities 8 bits. SH above degree 0 becomes a palette of ``entries`` vectors (default an eighth of
-    the splats, at most 16,384); ``weights`` say whose colours it should fit best, all alike when not given.
+    best 256 levels, opacities 8 bits. SH above degree 0 becomes a palette of ``entries`` vectors (default one for 16
+    splats, at most 16,384); ``weights`` say whose colours it should fit best, all alike when not given.
 
     Raises:
         InputError: more splats than the format holds, SH degree above 3, or the file cannot be written.
@@ -95,7 +95,7 @@ def write_sog(
     meta["sh0"] = _put_colors(gaussians, shape, files)
     if gaussians.sh_degree and count:
         mass = None if weights is None else weights.detach().cpu()[sound][order]
-        size = entries or min(1 << 14, max(ROW, count // 8))
+        size = entries or min(1 << 14, max(ROW, count // 16))
         meta["shN"] = _put_sh(gaussians, min(size, count, MOST_PALETTE), mass, shape, files)
     text = json.dumps(meta, separators=(",", ":")).encode()
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:

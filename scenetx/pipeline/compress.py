@@ -167,7 +167,7 @@ class _Bench:
     def pack_to_size(self, gaussians: Gaussians, scores: Float[Tensor, "g"], most: int) -> RatePoint:
         """A .sog of at most ``most`` bytes where a smaller palette or fewer splats can make it so."""
         path = self.folder / "splats.sog"
-        entries = max(64, len(gaussians) // 8)
+        entries = max(64, len(gaussians) // 16)
         for _ in range(4):
             write_sog(gaussians, path, entries=entries, weights=scores)
             size = path.stat().st_size
