@@ -195,7 +195,7 @@ def mesh_depth(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         v = (rays[:, None] * q).sum(-1) / det
         t = (q * e2).sum(-1) / det
         t = np.where((u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0), t, np.inf)
-        return np.nan_to_num(t, nan=np.inf).min(1).reshape(64, 64)
+        return t.min(1).reshape(64, 64)
     scene = open3d.t.geometry.RaycastingScene()
     scene.add_triangles(vertices.astype(np.float32), faces.astype(np.uint32))
     lines = np.concatenate([np.broadcast_to(origin, rays.shape), rays], -1).astype(np.float32)

@@ -294,7 +294,7 @@ def test_a_crop_is_saved_without_loss(page: Page, scene: Scene, tmp_path: Path) 
     whole = tmp_path / "whole.spz"
     whole.write_bytes(contents.splats.data)
     every, kept = read_spz(whole), read_spz(target)
-    axes = torch.tensor(page.js("scenetx.crop.box.axes.map(a => a.toArray())"))
+    axes = torch.tensor(page.js("scenetx.crop.box.axes.map(a => a.toArray())"), dtype=torch.float32)
     inside = ((every.means @ axes.T).abs() <= 0.5).all(-1)
     assert 0 < len(kept) < len(every)
     wanted = every[inside]

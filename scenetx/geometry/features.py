@@ -12,7 +12,7 @@ import pycolmap
 from PIL import Image
 
 from scenetx.geometry.pairs import Pair, alike_pairs, all_pairs, in_order, likeness, sequential_pairs
-from scenetx.geometry.sfm_job import JobPicture, SfmSettings
+from scenetx.geometry.sfm_job import JobPicture, Pairing, SfmSettings
 
 Report = Callable[[float], None]
 FEW = 60
@@ -191,7 +191,7 @@ def choose_pairs(database: Path, n: int, settings: SfmSettings) -> tuple[str, li
         handle.close()
     alike = likeness(descriptors, seed=settings.seed)
     if kind == "auto":
-        unordered = "exhaustive" if n <= settings.max_exhaustive else "retrieval"
+        unordered: Pairing = "exhaustive" if n <= settings.max_exhaustive else "retrieval"
         kind = "sequential" if settings.ordered or in_order(alike) else unordered
     if kind == "exhaustive":
         return kind, all_pairs(n)

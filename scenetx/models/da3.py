@@ -286,9 +286,7 @@ class Da3(nn.Module):
         tokens = x.shape[1]
         local_rope = rope_2d(grid_positions(*grid, special=1).to(x.device), c.dim // c.heads)
         # In global blocks every patch of every picture sits at (1, 1): keys carry no place and no order.
-        global_rope = rope_2d(
-            grid_positions(*grid, special=1, constant=True).to(x.device), c.dim // c.heads
-        )
+        global_rope = rope_2d(grid_positions(*grid, special=1, constant=True).to(x.device), c.dim // c.heads)
         # Pictures that only ask are masked out for the others; in a step the map is not here, only its cache.
         mask = query_mask(tokens, n, queries).to(x.device) if 0 < queries < n else None
         projected: list[Tensor] = []

@@ -96,10 +96,11 @@ export class Stage {
     for (let round = 0; round < STEADY_ROUNDS; round++) {
       this.drawNow();
       await pause();
-      if (!this.sorting()) return;
+      if (!this.sorting()) break;
       // Not drawn meanwhile: the sorting waits for the graphics queue, and more pictures would only lengthen it.
       while (this.sorting()) await pause();
     }
+    // Once more without waiting: the picture can be read until the browser shows it.
     this.drawNow();
   }
 
