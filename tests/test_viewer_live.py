@@ -58,7 +58,7 @@ def test_a_reconstruction_can_be_watched(browser: Any, scene: Scene) -> None:
     with ViewerServer("blobs", settings=ServerSettings(port=0)) as server:
         page = Page(browser, server.address)
         page.until("document.documentElement.dataset.connection === 'open'")
-        watch = Watch(server, "blobs", settings=WatchSettings(splat_seconds=0, splat_share=1))
+        watch = Watch(server, "blobs", settings=WatchSettings(splat_seconds=0.0, splat_share=1.0))
         watch.report("cameras", 0.4, "12 of 30 pictures")
         page.page.get_by_text("12 of 30 pictures").wait_for(timeout=PATIENCE * 1000)
         watch.scene(replace(scene, gaussians=None))
@@ -85,7 +85,7 @@ def test_a_lost_server_is_said_and_found_again(browser: Any, scene: Scene) -> No
     with ViewerServer("blobs", settings=ServerSettings(port=port, tries=1)) as server:
         server.publish(describe(scene, title="after", live=True))
         page.until("scenetx.info?.title === 'after'")
-        page.until("!document.body.textContent.includes('The server does not answer')")
+        page.until("!document.querySelector('.notices').textContent.includes('does not answer')")
     page.close()
 
 
@@ -174,9 +174,13 @@ def test_a_model_is_streamed(browser: Any, scene: Scene) -> None:
         for _ in range(4):
             page.js("scenetx.controls.turn(0.02, 0)")
             page.page.wait_for_timeout(50)
-        page.until("scenetx.stream.answered === scenetx.stream.asked && scenetx.stream.asked > 3")
+        page.until("scenetx.stream.asked > 3")
+        for _ in range(100):
+            if 240 in sizes and sizes[-1] == 384:
+                break
+            page.page.wait_for_timeout(100)
         page.close()
-    assert min(sizes) == 240
+    assert set(sizes) == {240, 384}
     assert sizes[-1] == 384
 
 
