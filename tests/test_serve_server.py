@@ -112,13 +112,13 @@ def test_other_names_are_refused(server: ViewerServer, host: str):
 def test_other_sites_are_refused(server: ViewerServer):
     address = f"ws://127.0.0.1:{server.port}/live"
     with pytest.raises((InvalidStatus, ConnectionClosed)):
-        connect(address, origin="http://evil.example", proxy=None).recv(timeout=5)
+        connect(address, origin="http://evil.example", proxy=None).recv(timeout=30)
     with pytest.raises((InvalidStatus, ConnectionClosed)):
-        connect(address, origin="null", proxy=None).recv(timeout=5)
+        connect(address, origin="null", proxy=None).recv(timeout=30)
     server.publish(Notice("info", "x"))
     server.publish(Progress("a", "A", 0.5, "", 1.0))
     with connect(address, origin=f"http://127.0.0.1:{server.port}", proxy=None) as page:
-        assert header(page.recv(timeout=5))["type"] == "Progress"
+        assert header(page.recv(timeout=30))["type"] == "Progress"
 
 
 def test_a_new_page_is_told_what_is_known_once(server: ViewerServer):
@@ -126,11 +126,11 @@ def test_a_new_page_is_told_what_is_known_once(server: ViewerServer):
         server.publish(SplatData(step, False, "spz", bytes(step)))
         server.publish(Progress("s", "S", step / 10, "", 1.0))
     with connect(f"ws://127.0.0.1:{server.port}/live", proxy=None) as page:
-        got = [header(page.recv(timeout=5)) for _ in range(2)]
+        got = [header(page.recv(timeout=30)) for _ in range(2)]
         assert [each["type"] for each in got] == ["Progress", "SplatData"]
         assert got[1]["count"] == 4
         server.publish(Notice("info", "now"))
-        assert header(page.recv(timeout=5))["text"] == "now"
+        assert header(page.recv(timeout=30))["text"] == "now"
 
 
 def test_a_hostile_message_ends_only_its_own_page(server: ViewerServer):
@@ -144,9 +144,9 @@ def test_a_hostile_message_ends_only_its_own_page(server: ViewerServer):
         text.send("hello")
         for page in (bad, text):
             with pytest.raises(ConnectionClosed):
-                page.recv(timeout=5)
+                page.recv(timeout=30)
         server.publish(Notice("info", "still here"))
-        assert header(good.recv(timeout=5))["text"] == "still here"
+        assert header(good.recv(timeout=30))["text"] == "still here"
 
 
 def test_a_slow_page_slows_nobody_and_gets_the_newest():
@@ -217,11 +217,11 @@ def test_it_ends_while_a_page_is_open(folder: Path):
     before = threading.active_count()
     with server:
         page = connect(f"ws://127.0.0.1:{server.port}/live", proxy=None)
-        page.ping().wait(5)
+        page.ping().wait(30)
         start = time.monotonic()
     assert time.monotonic() - start < 8
     with pytest.raises(ConnectionClosed):
-        page.recv(timeout=5)
+        page.recv(timeout=30)
     page.close()
     assert threading.active_count() <= before + 1
     with pytest.raises(OSError, match=r".*"):
@@ -242,7 +242,7 @@ def test_edits_reach_their_taker_and_errors_the_page(folder: Path):
     ):
         page.send(encode(Similarity(1.5, IDENTITY, (0.0, 0.0, 0.0))))
         page.send(encode(Similarity(3.0, IDENTITY, (0.0, 0.0, 0.0))))
-        assert "be gentle" in header(page.recv(timeout=5))["text"]
+        assert "be gentle" in header(page.recv(timeout=30))["text"]
     assert [edit.scale for edit in edits] == [1.5, 3.0]
 
 
@@ -284,7 +284,7 @@ def test_a_model_is_drawn_by_the_server_newest_request_first(folder: Path):
     gate = threading.Event()
 
     def renderer(cameras: Cameras) -> Render:
-        gate.wait(5)
+        gate.wait(60)
         drawn.append((cameras.height, cameras.width))
         rgb = torch.zeros(1, cameras.height, cameras.width, 3)
         return Render(rgb, rgb[..., 0], rgb[..., 0])
@@ -296,11 +296,11 @@ def test_a_model_is_drawn_by_the_server_newest_request_first(folder: Path):
         for number in range(1, 11):
             page.send(encode(request(number, moving=number < 10)))
         page.send(encode(Similarity(1.0, IDENTITY, (0.0, 0.0, 0.0))))
-        assert "cannot be changed" in header(page.recv(timeout=5))["text"]  # so all requests have arrived
+        assert "cannot be changed" in header(page.recv(timeout=30))["text"]  # so all requests have arrived
         gate.set()
         numbers = []
         while not numbers or numbers[-1] != 10:
-            picture = header(page.recv(timeout=5))
+            picture = header(page.recv(timeout=30))
             numbers.append(picture["request"])
     assert len(drawn) == len(numbers) <= 2
     assert drawn[-1] == (480, 640)
@@ -316,7 +316,7 @@ def test_a_renderer_that_fails_is_a_notice():
     async def ask() -> None:
         mailbox = Mailbox()
         maker.ask(request(1, True), mailbox, asyncio.get_running_loop())
-        got.append(await asyncio.wait_for(mailbox.get(), 5))
+        got.append(await asyncio.wait_for(mailbox.get(), 30))
 
     asyncio.run(ask())
     maker.close()
