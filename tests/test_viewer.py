@@ -235,7 +235,7 @@ def test_measuring_finds_the_surface(page: Page, scene: Scene) -> None:
     """The picked depth is the rasterizer's depth, and the length is that between the two picks."""
     page.js("scenetx.photo.enter(scenetx.info.views[0], 0).then(() => null)")
     page.page.keyboard.press("m")
-    assert page.page.get_by_text("Click two points of the scene.").is_visible()
+    page.page.get_by_text("Click two points of the scene.").wait_for()
     picks = [page.js(f"scenetx.pick({x}, {y}).then((p) => p && p.toArray())") for x, y in ((380, 210), (420, 220))]
     assert all(picks)
     camera = scene.views[0].camera
