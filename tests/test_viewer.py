@@ -189,7 +189,7 @@ def test_clicking_a_camera_leads_into_its_photo(page: Page) -> None:
     assert at, "a frustum is in the free part of the window"
     page.page.mouse.click(at[0], at[1])
     page.until(f"scenetx.photo.current?.name === {json.dumps(at[2])} && !scenetx.photo.layer.hidden")
-    assert page.page.get_by_role("group", name="Photo and render").is_visible()
+    page.page.get_by_role("group", name="Photo and render").wait_for()
     page.js("scenetx.photo.setShare(100)")
     assert page.js("scenetx.photo.layer.querySelector('img').style.clipPath") == "inset(0px 0% 0px 0px)"
     page.page.keyboard.press("b")
@@ -236,7 +236,7 @@ def test_measuring_finds_the_surface(page: Page, scene: Scene) -> None:
     page.js("scenetx.photo.enter(scenetx.info.views[0], 0).then(() => null)")
     page.page.keyboard.press("m")
     page.page.get_by_text("Click two points of the scene.").wait_for()
-    picks = [page.js(f"scenetx.pick({x}, {y}).then((p) => p && p.toArray())") for x, y in ((380, 210), (420, 220))]
+    picks = [page.until(f"scenetx.pick({x}, {y}).then((p) => p && p.toArray())") for x, y in ((380, 210), (420, 220))]
     assert all(picks)
     camera = scene.views[0].camera
     assert camera is not None
@@ -363,7 +363,7 @@ def test_keyboard_reaches_everything_and_axe_finds_nothing(page: Page) -> None:
     found = page.js(VIOLATIONS)
     assert found == []
     page.page.keyboard.press("h")
-    assert page.page.get_by_role("dialog").is_visible()
+    page.page.get_by_role("dialog").wait_for()
     assert page.js("axe.run('dialog').then(r => r.violations.map(v => v.id))") == []
     page.page.keyboard.press("Escape")
     page.js("document.activeElement.blur()")
@@ -381,7 +381,7 @@ def test_a_phone_sized_window(browser: Any, address: str) -> None:
     assert page.js("document.documentElement.scrollWidth") <= 390
     assert page.page.get_by_role("complementary").is_hidden()
     page.page.get_by_role("button", name="Settings").tap()
-    assert page.page.get_by_role("complementary").is_visible()
+    page.page.get_by_role("complementary").wait_for()
     box = page.page.get_by_role("complementary").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
