@@ -42,7 +42,7 @@ def test_a_model_loads_from_a_path_and_a_state_dict(small, tmp_path):
         assert not module.training
     half = scenetx.load_model("da3-small", tmp_path / "w.safetensors", dtype=None)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
-    assert zoo.identify(tmp_path / "w.safetensors") == "da3-small"
+    assert zoo.identify(tmp_path / "w.safetensors", "geometry").name == "da3-small"
     assert choose_model(str(tmp_path / "w.safetensors"))[0] == "da3-small"
 
 
@@ -58,7 +58,7 @@ def test_wrong_weights_are_named(small, tmp_path):
         scenetx.load_model("da3-base", {"model.head.norm.weight": torch.zeros(3)})
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no model known here"):
-        zoo.identify(tmp_path / "other.safetensors")
+        zoo.identify(tmp_path / "other.safetensors", "geometry")
 
 
 class Hostile:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scenetx.core import Scene
+from scenetx.core.atomic import write_tensors
 from scenetx.fit.settings import FitSettings
 
 log = logging.getLogger(__name__)
@@ -58,12 +57,7 @@ def _add(digest: hashlib._Hash, tensor: Tensor | None) -> None:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, owner: str) -> None:
     """Replace ``path`` in one step; an interruption leaves the earlier file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    metadata = {"owner": owner, "numbers": json.dumps(dict(checkpoint.numbers))}
-    save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)  # noqa: PTH105 - Path.replace would do, this says what is meant
+    write_tensors(path, checkpoint.tensors, {"owner": owner, "numbers": json.dumps(dict(checkpoint.numbers))})
 
 
 def read_checkpoint(path: Path, owner: str) -> Checkpoint | None:

@@ -128,8 +128,6 @@ def extract(
     )
     most = settings.max_features or (8192 if len(names) <= MANY else 4096)
     options.sift.max_num_features = most
-    if not fine and _rich(images, names, options, settings):
-        options.sift.first_octave = 0
     if fine:
         options.sift.estimate_affine_shape = True
         options.sift.peak_threshold = 0.002
@@ -138,6 +136,8 @@ def extract(
         reader.mask_path = masks
     counts = feature_counts(database)
     missing = [name for name in names if name not in counts]
+    if missing and not fine and _rich(images, names, options, settings):
+        options.sift.first_octave = 0
     for start in range(0, len(missing), 8):
         report((len(names) - len(missing) + start) / len(names))
         pycolmap.extract_features(

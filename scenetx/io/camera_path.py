@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 from scenetx.io.json_value import JsonValue, read_json, to_json
 
 _MAX_SIDE = 16384

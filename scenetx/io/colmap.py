@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scenetx.core import InputError, Scene
+from scenetx.core.atomic import write_bytes
 from scenetx.core.rigid import invert_rigid, quat_from_rotation, rigid, rotation_from_quat
-from scenetx.io.atomic import write_bytes
 from scenetx.io.colmap_files import ModelCamera, model_file, read_cameras, read_images, read_points
 from scenetx.io.json_value import is_inside
 from scenetx.io.posed import Lens, PosedPicture, PosedSource

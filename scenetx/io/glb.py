@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from scenetx.core import Cameras, InputError, Points, Scene, unproject
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 
 GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])  # y down, z forward -> y up, z back: half a turn about x
 TRAINING_COLOR = (46, 134, 222, 255)

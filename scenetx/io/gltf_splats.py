@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 
 from scenetx.core import Gaussians, InputError, Sim3
+from scenetx.core.atomic import replacing
 from scenetx.core.rigid import rotation_from_quat
-from scenetx.io.atomic import replacing
 from scenetx.io.json_value import JsonValue
 from scenetx.io.ply import drop_broken
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageCms
 
 from scenetx.core import InputError, Original
-from scenetx.io.atomic import replacing
+from scenetx.core.atomic import replacing
 from scenetx.io.exif import orientation_of, read_exif
 
 SUFFIXES = frozenset(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from scenetx.core import InputError
-from scenetx.io.atomic import replacing
+from scenetx.core.atomic import replacing
 
 logger = logging.getLogger(__name__)
 

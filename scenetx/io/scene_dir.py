@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scenetx.core import Cameras, Gaussians, InputError, Original, Points, Scene, Skipped, Stage, View
+from scenetx.core.atomic import write_bytes
 from scenetx.core.scene import PosedBy
-from scenetx.io.atomic import write_bytes
 from scenetx.io.colmap import write_colmap
 from scenetx.io.json_value import JsonValue, is_inside, read_json, to_json
 from scenetx.io.ply import read_points_ply, read_splat_ply, write_points_ply, write_splat_ply

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scenetx.core import InputError
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 
 JPEG_QUALITY = 97  # with 4:4:4 chroma: about 45 dB to the pixels in memory, a third of a PNG's bytes
 JPEG_SUFFIXES = (".jpg", ".jpeg")

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from scenetx.core import Gaussians, InputError
-from scenetx.io.atomic import replacing
+from scenetx.core.atomic import replacing
 from scenetx.io.codebook import ENTRIES, morton_order, nearest_level, palette, scalar_codebook
 from scenetx.io.json_value import JsonValue
 from scenetx.io.ply import drop_broken

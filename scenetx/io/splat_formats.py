@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from scenetx.core import Gaussians, InputError
+from scenetx.core.atomic import write_bytes
 from scenetx.core.gaussians import SH_C0
-from scenetx.io.atomic import write_bytes
 from scenetx.io.compressed_ply import write_compressed_ply
 from scenetx.io.gltf_splats import read_gltf_splats, write_gltf_splats
 from scenetx.io.ply import drop_broken, read_splat_ply, write_splat_ply

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, UInt8
 
 from scenetx.core import Gaussians, InputError
+from scenetx.core.atomic import write_bytes
 from scenetx.core.gaussians import sh_basis
-from scenetx.io.atomic import write_bytes
 from scenetx.io.ply import drop_broken
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scenetx.core import InputError, Points, Scene, View
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 from scenetx.io.json_value import JsonValue, read_json, to_json
 from scenetx.io.ply import read_points_ply
 from scenetx.io.posed import Lens, PosedPicture, PosedSource

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from scenetx.core import InputError
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 from scenetx.io.images import write_picture
 from scenetx.io.json_value import read_json, to_json
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scenetx.core import InputError
+from scenetx.core.atomic import write_tensors
 from scenetx.models.geometry import Geometry
 
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -175,16 +175,12 @@ class KVCache:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file with the filled part; written whole or not at all."""
-        path = Path(path)
-        tensors = {f"note.{name}": note.contiguous() for name, note in self.notes.items()}
+        tensors = {f"note.{name}": note for name, note in self.notes.items()}
         for name, shape in self.shapes.items():
             end = shape.shared + self.views * shape.tokens
-            tensors[f"kv.{name}"] = self._buffers[name][:, :, :, :end].contiguous()
+            tensors[f"kv.{name}"] = self._buffers[name][:, :, :, :end]
         about = {name: asdict(shape) for name, shape in self.shapes.items()}
-        metadata = {"format": FORMAT, "views": str(self.views), "shapes": json.dumps(about)}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
+        write_tensors(path, tensors, {"format": FORMAT, "views": str(self.views), "shapes": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, *, capacity: int | None = None, device: torch.device | str = "cpu") -> KVCache:

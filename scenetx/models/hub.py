@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scenetx.core import InputError
+from scenetx.core.atomic import write_text
 
 if TYPE_CHECKING:
     from scenetx.models.zoo import Published
@@ -106,7 +107,4 @@ def sha256_of(path: Path) -> str:
 
 
 def _write_note(path: Path, note: dict[str, object]) -> None:
-    target = path.with_name(path.name + ".json")
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(note, indent=1))
-    temporary.replace(target)
+    write_text(path.with_name(path.name + ".json"), json.dumps(note, indent=1))

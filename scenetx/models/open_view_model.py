@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from scenetx.config import load_settings, to_dict
 from scenetx.core import InputError
+from scenetx.core.atomic import write_tensors
 from scenetx.models import zoo
 from scenetx.models.dyst import Dyst, DystConfig
 from scenetx.models.gnt import Gnt, GntConfig
@@ -52,15 +52,7 @@ def save_view_model(model: ViewModel, path: str | Path) -> Path:
     """Weights and settings in one safetensors file, whole or not at all."""
     path = Path(path)
     about = {"format": FORMAT, "model": model.name, "settings": to_dict(model.config)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={"scenetx": json.dumps(about)})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(str(path), error, "name a file that can be written") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, model.state_dict(), {"scenetx": json.dumps(about)})
     return path
 
 
@@ -109,20 +101,12 @@ def _own(path: Path) -> ViewModel | None:
     return model
 
 
-def _published(path: Path) -> ViewModel:
+def _published(path: Path) -> nn.Module:
     """A published checkpoint, told by its tensors' names and shapes."""
-    tensors = read_weights(path)
-    for name in view_models():
-        entry = zoo.ZOO[name]
-        model = zoo.build(name, meta=True)
-        assert isinstance(model, ViewModel)
-        found = zoo.source_of(entry).from_published(tensors)
-        expected = {key: tuple(value.shape) for key, value in model.state_dict(keep_vars=True).items()}
-        if {key: tuple(value.shape) for key, value in found.items()} == expected:
-            load_strictly(model, found, str(path), torch.float32)
-            _show_licence(entry)
-            return model
-    raise InputError(str(path), f"{len(tensors)} tensors of no model known here", f"known: {', '.join(view_models())}")
+    entry = zoo.identify(path, "view-synthesis")
+    model = zoo.load_model(entry.name, path)
+    _show_licence(entry)
+    return model
 
 
 def _show_licence(entry: zoo.Published) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scenetx.core import InputError
+from scenetx.core.atomic import write_tensors
 from scenetx.models.rays import Frame
 
 FORMAT = "scenetx-state-1"
@@ -92,17 +92,7 @@ class SceneState:
         tensors = {"frame/model_from_world": self.frame.model_from_world, "frame/scale": self.frame.scale}
         for group, values in (("memory", self.memory), ("tokens", self.tokens), ("poses", self.poses)):
             tensors |= {f"{group}/{name}": value for name, value in values.items()}
-        # Parts of one tensor share memory, which the format refuses: each is written on its own.
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        metadata = {"state": json.dumps({**header, "separable": self.separable})}
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(str(path), error, "name a file that can be written") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, tensors, {"state": json.dumps({**header, "separable": self.separable})})
         return path
 
     @staticmethod

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,6 +46,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(str(path), f"broken or truncated ({error})"[:200], "fetch it again") from error
     return tensors_of(content, str(path))
+
+
+def read_layout(path: str | Path) -> dict[str, Tensor]:
+    """`read_weights` without the data: names and shapes, on the meta device. Gigabytes are not read for a question."""
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (no iteration)
+        except (OSError, SafetensorError) as error:
+            raise InputError(str(path), f"broken or truncated ({error})", "fetch it again") from error
+    return {name: tensor.to("meta") for name, tensor in read_weights(path).items()}
 
 
 def tensors_of(content: object, what: str) -> dict[str, Tensor]:

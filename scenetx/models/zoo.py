@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scenetx.core import InputError
 from scenetx.models.hub import find_local
-from scenetx.models.weights import fill_bare, load_strictly, read_weights
+from scenetx.models.weights import fill_bare, load_strictly, read_layout, read_weights
 
 Kind = Literal["geometry", "view-synthesis"]
 APACHE = "Apache-2.0"
@@ -188,18 +188,17 @@ def source_of(entry: Published) -> ModuleType:
     return importlib.import_module(entry.module.partition(":")[0])
 
 
-def identify(path: Path) -> str:
-    """The name of the published model whose tensors a weight file holds (names and shapes). Raises InputError.
+def identify(path: Path, kind: Kind) -> Published:
+    """The published model whose tensors a weight file holds, told by names and shapes alone. Raises InputError.
 
     Several names may share a layout (licences differ, tensors do not); the first listed is given.
     """
-    state = read_weights(path)
-    for entry in ENTRIES:
-        released = source_of(entry).from_published(state)
-        if len(released) > len(state):
-            continue
-        ours = {name: tuple(tensor.shape) for name, tensor in build(entry.name, meta=True).state_dict().items()}
-        if {name: tuple(tensor.shape) for name, tensor in released.items()} == ours:
-            return entry.name
-    known = ", ".join(entry.name for entry in ENTRIES)
+    state = read_layout(path)
+    entries = [entry for entry in ZOO.values() if entry.kind == kind]
+    for entry in entries:
+        module = build(entry.name, meta=True)
+        ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()}
+        if {name: tuple(tensor.shape) for name, tensor in source_of(entry).from_published(state).items()} == ours:
+            return entry
+    known = ", ".join(entry.name for entry in entries)
     raise InputError(str(path), f"{len(state)} tensors of no model known here", f"known: {known}")

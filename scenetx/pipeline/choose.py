@@ -31,7 +31,7 @@ def choose_model(asked: str) -> tuple[str, str, str]:
             raise InputError("model", asked, "it makes pictures, not geometry; see: scenetx models list")
         return asked, "hub", f"asked for ({entry.licence})"
     if Path(asked).is_file():
-        name = identify(Path(asked))
+        name = identify(Path(asked), "geometry").name
         return name, asked, f"the file's tensors are those of {name}"
     known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")
     raise InputError("model", asked, f"use auto, sfm, a weight file, or one of {known}")

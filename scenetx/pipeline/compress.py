@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scenetx.core import Gaussians, InputError, Scene
+from scenetx.core.atomic import write_bytes
 from scenetx.fit import evaluate_views
 from scenetx.fit.compress import CompressSettings, compress_splats
-from scenetx.io.atomic import write_bytes
 from scenetx.io.json_value import to_json
 from scenetx.io.ply import write_splat_ply
 from scenetx.io.scene_dir import load_scene

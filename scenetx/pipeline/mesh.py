@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scenetx.core import Cameras, InputError, Render, Scene
+from scenetx.core.atomic import write_bytes
 from scenetx.geometry.fuse import Cleanliness, FuseSettings, Mesh, fuse
-from scenetx.io.atomic import write_bytes
 from scenetx.io.glb import GLTF_FROM_WORLD
 from scenetx.io.json_value import to_json
 from scenetx.pipeline.render import render

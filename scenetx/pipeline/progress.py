@@ -17,6 +17,7 @@ TITLES = {
     "preview": "rendering preview",
     "save": "writing scene",
     "render": "rendering",
+    "compress": "compressing splats",
 }
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError
-from scenetx.io.atomic import write_bytes
+from scenetx.core.atomic import write_bytes
 from scenetx.measure.lpips import Lpips, load_lpips
 from scenetx.measure.published import published_psnr, published_ssim
 from scenetx.models.lvsm import Lvsm

@@ -130,8 +130,9 @@ def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watch
 
 def _scores(scene: Scene, reference: str | Path | None, settings: ReconstructSettings, space: Workspace) -> Scene:
     with space.stage("score"):
-        metrics = evaluate(scene, reference=reference)
+        # Depth first: a reference that knows depth measures it too.
         scene = with_depth(scene) if scene.gaussians is not None else scene
+        metrics = evaluate(scene, reference=reference)
     seconds = {stage.name: stage.seconds for stage in space.stages}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     described = {"seconds": seconds, "model": scene.posed_by, "quality": settings.quality}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scenetx.core import Gaussians, Scene, View
+from scenetx.core.atomic import write_text
 from scenetx.fit import evaluate_views
 from scenetx.pipeline.reference import against_reference
 from scenetx.pipeline.render import render, to_uint8
@@ -89,6 +90,4 @@ def write_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         kept = {}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**kept, **metrics}, indent=1))
-    temporary.replace(path)
+    write_text(path, json.dumps({**kept, **metrics}, indent=1))

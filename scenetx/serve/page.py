@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from html import escape
@@ -15,7 +13,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from scenetx.core import InputError
+from scenetx.core.atomic import write_text
 from scenetx.serve.contents import Contents
 from scenetx.serve.messages import FromServer, PhotoData, encode
 
@@ -37,17 +35,17 @@ def write_viewer_page(contents: Contents, path: str | Path, *, split_above: int 
             f'<script type="application/x-scenetx">{base64.b64encode(frame).decode("ascii")}</script>'
             for frame in frames
         )
-        _write(path, _page(contents.info.title, inside, parts=len(frames)))
+        write_text(path, _page(contents.info.title, inside, parts=len(frames)))
         return (path,)
     folder = path.with_name(f"{path.stem}-data")
     files = []
     for index, frame in enumerate(frames):
         files.append(folder / f"{index:03d}.js")
-        _write(files[-1], _part(frame))
+        write_text(files[-1], _part(frame))
     # A nonce, because a page from disk is no origin that a policy could name, and digests want CORS.
     nonce = hashlib.sha256(b"".join(frames)).hexdigest()[:32]
     beside = "\n".join(f'<script nonce="{nonce}" src="{quote(folder.name)}/{file.name}"></script>' for file in files)
-    _write(path, _page(contents.info.title, beside, parts=len(frames), nonce=nonce))
+    write_text(path, _page(contents.info.title, beside, parts=len(frames), nonce=nonce))
     return (path, *files)
 
 
@@ -104,20 +102,3 @@ def viewer_script() -> str:
 
 def _digest(data: bytes) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(data).digest()).decode('ascii')}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                # A lone surrogate comes from a file name that is not UTF-8; it must not cost the page.
-                file.write(text.encode("utf-8", errors="replace"))
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(str(path), error.strerror or error, "choose a folder that can be written") from error

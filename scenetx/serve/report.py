@@ -10,7 +10,6 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -23,7 +22,8 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import UInt8
 
-from scenetx.core import InputError, Scene
+from scenetx.core import Scene
+from scenetx.core.atomic import write_text
 from scenetx.serve.report_figures import absolute_error, camera_plans, data_uri, error_scale, inferno
 from scenetx.serve.report_tables import (
     bytes_text,
@@ -117,20 +117,8 @@ def write_report(
             f"Made by scenetx {_version('scenetx')}. This page is one file and loads nothing from the network."
         ),
     )
-    return _write(folder / "report.html", page)
-
-
-def _write(path: Path, page: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate comes from a file name that is not UTF-8; it must not cost the report.
-        partial.write_bytes(page.encode("utf-8", errors="replace"))
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise InputError(str(path), error.strerror or error, "choose a folder that can be written") from error
+    path = folder / "report.html"
+    write_text(path, page)
     return path
 
 
