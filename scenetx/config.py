@@ -82,7 +82,13 @@ def _merge(settings: Any, changes: Mapping[str, Any], *, where: str) -> Any:
             new[key] = _merge(current, value, where=where)
         else:
             new[key] = _checked(key, value, hints[key], where)
-    return dataclasses.replace(settings, **new)
+    try:
+        return dataclasses.replace(settings, **new)
+    except InputError:
+        raise
+    except ValueError as error:  # what the dataclass itself has to say of its values: "value; what to do"
+        value, _, advice = str(error).partition("; ")
+        raise InputError(where, value, advice or "correct it") from error
 
 
 def _checked(key: str, value: Any, hint: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from scenetx.config import load_settings, to_dict
 from scenetx.core import InputError
+from scenetx.geometry.sfm import SfmSettings
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def test_wrong_settings_are_named(override: str, says: str):
     with pytest.raises(InputError, match=says.replace("(", r"\(")) as error:
         load_settings(Job(), overrides=[override])
     assert "\n" not in str(error.value)
+
+
+def test_what_a_dataclass_says_of_its_values_is_bad_input():
+    with pytest.raises(InputError, match=r"sfm: intrinsics are \(1\.0, 2\.0\); give fx, fy, cx, cy"):
+        load_settings(SfmSettings(), overrides=["intrinsics=[1, 2]"])
 
 
 def test_broken_and_missing_files(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,21 @@ def test_every_camera_is_found_where_it_was(corner, solved):
     camera = result.cameras[pictures[0].name]
     assert (camera.height, camera.width) == (HEIGHT, WIDTH)
     assert float(camera.K[0, 0]) == pytest.approx(FOCAL, rel=0.02)
+
+
+def test_a_calibrated_lens_stays_as_given(corner, tmp_path):
+    pictures, truth = corner
+    lens = (FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2, 0.0, 0.0, 0.0, 0.0)
+    settings = replace(PLAIN, intrinsics=lens)
+    result = run_sfm([replace(picture, lens=lens) for picture in pictures], tmp_path, settings)
+    assert len(result.cameras) == len(pictures)
+    for camera in result.cameras.values():
+        assert camera.K.tolist() == [[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]]
+        assert camera.distortion == (0.0, 0.0, 0.0, 0.0)
+    found = torch.stack([result.cameras[picture.name].world_from_cam for picture in pictures])
+    aligned = align_cameras(truth, found).apply_to_poses(found)
+    angles = rotation_angle(aligned[:, :3, :3].transpose(1, 2) @ truth[:, :3, :3])
+    assert math.degrees(float(angles.max())) < 0.3
 
 
 def test_points_lie_on_the_walls_with_colours_and_errors(corner, solved):

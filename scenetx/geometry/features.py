@@ -55,7 +55,7 @@ def start_database(path: Path, pictures: Sequence[JobPicture]) -> None:
     """
     members: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for index, picture in enumerate(pictures):
-        key = picture.group if picture.camera is None else f"given {picture.name}"
+        key = picture.group if picture.camera is None else f"given {picture.camera}"
         members[key, picture.height, picture.width].append(index)
     path.unlink(missing_ok=True)
     database = pycolmap.Database.open(path)

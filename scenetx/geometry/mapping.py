@@ -63,8 +63,10 @@ def map_incremental(
     total = _num_images(database)
     # Points of two views are weak, but all there is between few or weakly connected pictures.
     options.triangulation.ignore_two_view_tracks = total > 4 and not relaxed
-    if total == 2:
+    if total == 2 or settings.intrinsics:
         options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = False
+    if settings.intrinsics:
+        options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = False
     if relaxed:
         options.min_num_matches = 10
         options.mapper.init_min_num_inliers = 40
@@ -90,10 +92,14 @@ def map_global(database: Path, images: Path, folder: Path, settings: SfmSettings
     empty_folder(folder)
     copy = folder / "calibrated.db"
     shutil.copyfile(database, copy)
-    pycolmap.calibrate_view_graph(copy)
     options = pycolmap.GlobalPipelineOptions(
         min_model_size=settings.min_model_size, num_threads=settings.num_threads, random_seed=settings.seed
     )
+    if settings.intrinsics:
+        adjustment = options.mapper.bundle_adjustment
+        adjustment.refine_focal_length = adjustment.refine_extra_params = False
+    else:
+        pycolmap.calibrate_view_graph(copy)
     models = pycolmap.global_mapping(copy, images, folder, options)
     copy.unlink()
     return _largest(models, "global")
@@ -150,8 +156,11 @@ def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
     A principal point `SIGNIFICANT` standard deviations away needs only a quarter of that worth: where pictures turn
     little, even a large offset explains little.
     """
-    cost = adjust(model, settings, frozenset())[0]
     members = _pictures_of(model)
+    if settings.intrinsics:
+        adjust(model, settings, frozenset(members))
+        return ["lens as given"]
+    cost = adjust(model, settings, frozenset())[0]
     few = frozenset(camera_id for camera_id, count in members.items() if count < ENOUGH_FOR_LENS)
     notes = []
     for what in ("distortion", "principal point"):

@@ -31,6 +31,8 @@ class SfmPicture:
     """Pixels of this file, a first guess; None = not known."""
     mask_path: Path | None = None
     """8-bit picture of the same size: 0 = look away."""
+    lens: tuple[float, ...] | None = None
+    """fx, fy, cx, cy, k1, k2, p1, p2 in pixels of this file, where `SfmSettings.intrinsics` gives them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def _job_picture(
     mask = str(picture.mask_path.absolute()) if picture.mask_path else None
     path = str(picture.path.absolute())
     height, width = size
-    return JobPicture(picture.name, path, picture.group, picture.focal, mask, height, width, camera, cam_from_world)
+    lens = camera or picture.lens
+    return JobPicture(picture.name, path, picture.group, picture.focal, mask, height, width, lens, cam_from_world)
 
 
 def _read_model(folder: Path, jobs: Sequence[JobPicture]) -> tuple[dict[str, SfmCamera], Points]:

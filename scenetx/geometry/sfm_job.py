@@ -39,9 +39,13 @@ class SfmSettings:
     neighbors: int = 40
     """Unordered pictures are matched with this many that look alike."""
     enough: float = 0.95
-    """Share of pictures registered that ends the search for a better answer."""
+    """Share of pictures registered that ends the search for a better answer; placing the rest with relaxed thresholds,
+    which is quick, is always tried."""
     principal_point: bool = True
     """Also estimate the principal point, where the pictures determine it."""
+    intrinsics: tuple[float, ...] = ()
+    """Of a calibrated camera: fx, fy, cx, cy[, k1, k2, p1, p2] in pixels of the upright originals; kept as they are.
+    A ring around a small object seen through a long lens does not determine them."""
     min_model_size: int = 2
     """Smallest model that counts as an answer, in pictures."""
     seed: int = 0
@@ -54,6 +58,8 @@ class SfmSettings:
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"sfm: {name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if len(self.intrinsics) not in (0, 4, 8) or any(value <= 0 for value in self.intrinsics[:4]):
+            raise ValueError(f"sfm: intrinsics are {self.intrinsics}; give fx, fy, cx, cy[, k1, k2, p1, p2] in pixels")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Job:
                 if entry[name] is not None:
                     entry[name] = tuple(tuple(v) if isinstance(v, list) else v for v in entry[name])
             pictures.append(JobPicture(**entry))
-        settings = SfmSettings(**data["settings"])
+        settings = SfmSettings(**{**data["settings"], "intrinsics": tuple(data["settings"]["intrinsics"])})
         return Job(data["task"], data["folder"], tuple(pictures), settings, tuple(data["skip"]))
 
 

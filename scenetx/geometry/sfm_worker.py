@@ -123,11 +123,14 @@ class Worker:
     def map(self, database: Path, fine: bool) -> tuple[mapping.Candidate | None, list[str]]:
         """Attempts from the plain to the patient one, until enough pictures are registered; the best of them."""
         settings, folder = self.job.settings, self.folder / "attempts"
-        enough = settings.enough * len(self.names)
         tried: list[mapping.Candidate] = []
 
-        def attempt(how: str, run: Callable[[Callable[[float], None]], mapping.Candidate | None]) -> None:
-            good = tried and max(candidate.score[0] for candidate in tried) >= enough
+        def attempt(
+            how: str,
+            run: Callable[[Callable[[float], None]], mapping.Candidate | None],
+            enough: float = settings.enough,
+        ) -> None:
+            good = tried and max(candidate.score[0] for candidate in tried) >= enough * len(self.names)
             if good or how in self.job.skip:
                 return
             found = run(self.report(f"mapping, {how}"))
@@ -162,7 +165,7 @@ class Worker:
                 ),
             )
         if settings.mapper == "auto":
-            attempt("relaxed", continued)
+            attempt("relaxed", continued, enough=1.0)
         if settings.mapper != "incremental":
             attempt("global", lambda _: mapping.map_global(database, self.images, folder / "global", settings))
         if settings.mapper == "auto" and not fine:

@@ -53,7 +53,7 @@ def find_cameras(
         return from_model(scene, predictor, predict, in_order, prepare, files, space, notes)
     if len(scene.views) < 2:
         raise InputError(scene.source, f"{len(scene.views)} usable picture(s)", "give two or more overlapping pictures")
-    pictures = _pictures(scene, space.work / "upright", sfm.max_image_size)
+    pictures = _calibrated(scene, _pictures(scene, space.work / "upright", sfm.max_image_size), sfm)
     ordered = sfm.ordered or opened.kind == "video"
     result = run_sfm(pictures, space.work / "sfm", replace(sfm, ordered=ordered), space.progress("cameras"))
     notes += result.notes
@@ -96,6 +96,20 @@ def _pictures(scene: Scene, folder: Path, max_side: int) -> list[SfmPicture]:
         mask = _mask_file(view, files[view.name], folder / "masks" / f"{view.name}.png")
         pictures.append(SfmPicture(view.name, files[view.name], group, focal, mask))
     return pictures
+
+
+def _calibrated(scene: Scene, pictures: list[SfmPicture], sfm: SfmSettings) -> list[SfmPicture]:
+    """With the settings' intrinsics, which are the originals', in pixels of the files."""
+    if not sfm.intrinsics:
+        return pictures
+    sizes = {(view.original.height, view.original.width) for view in scene.views}
+    if len(sizes) > 1:
+        value = f"given for pictures of {len(sizes)} sizes"
+        raise InputError("sfm.intrinsics", value, "give pictures of one calibrated camera, all upright or all sideways")
+    height, width = sizes.pop()
+    shrink = min(1.0, sfm.max_image_size / max(height, width))
+    lens = (*(value * shrink for value in sfm.intrinsics[:4]), *(sfm.intrinsics[4:] or (0.0, 0.0, 0.0, 0.0)))
+    return [replace(picture, lens=lens, focal=lens[0]) for picture in pictures]
 
 
 def _mask_file(view: View, picture: Path, path: Path) -> Path | None:

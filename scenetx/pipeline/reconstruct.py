@@ -82,14 +82,16 @@ def reconstruct(
     finished = None if again else _finished(space.folder, str(source), settings)
     if finished is not None:
         return finished
-    space.open(again=again)
-    scene = _cameras(str(source), settings, space)
-    watcher.scene(scene)
-    if settings.splats:
-        scene = _splats(scene, settings, space, watcher)
-    scene = _scores(scene, reference, settings, space)
-    scene = replace(scene, history=(*space.stages, _summary(str(source), settings)))
-    return _write(scene, settings, space, command)
+    with space.held(again=again):
+        scene = _cameras(str(source), settings, space)
+        watcher.scene(scene)
+        if settings.splats:
+            scene = _splats(scene, settings, space, watcher)
+        scene = _scores(scene, reference, settings, space)
+        scene = replace(scene, history=(*space.stages, _summary(str(source), settings)))
+        _write(scene, settings, space, command)
+    space.close()
+    return scene
 
 
 def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Scene:
@@ -139,7 +141,7 @@ def _scores(scene: Scene, reference: str | Path | None, settings: ReconstructSet
     return replace(scene, metrics={**metrics, **described, "peak_memory_gib": round(peak / 2**20, 2)})
 
 
-def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, command: str) -> Scene:
+def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, command: str) -> None:
     with space.stage("save"):
         save_scene(scene, space.folder)
         write_metrics(scene.metrics, space.folder)
@@ -149,8 +151,6 @@ def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, comman
         write_page(scene, space.folder / "viewer.html", title=space.folder.resolve().name.removesuffix("-scene"))
         files = [path for path in sorted(space.folder.iterdir()) if path.is_file()]
         write_report(scene, space.folder, report_pictures(scene), command=command, files=files)
-    space.close()
-    return scene
 
 
 def _summary(source: str, settings: ReconstructSettings) -> Stage:

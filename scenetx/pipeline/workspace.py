@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from scenetx.core import InputError, Stage
 
+LOCK = "lock"
 Report = Callable[[str, float, str], None]
 """Called with the stage's name, the share done in [0, 1] and a word on it; must return quickly."""
 
@@ -34,22 +37,46 @@ class Workspace:
     def work(self) -> Path:
         return self.folder / ".work"
 
-    def open(self, *, again: bool = False) -> None:
-        """Make the folder, or say why it cannot be the scene's. ``again`` empties the work area."""
+    @contextmanager
+    def held(self, *, again: bool = False) -> Iterator[None]:
+        """The folder, open and ours alone for the block: a second run in it would mix its steps with these.
+
+        ``again`` empties the work area. Raises `InputError` where the folder cannot be the scene's, or is held.
+        """
+        self.open()
+        lock = FileLock(self.work / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            do = "wait for it, or name another folder with --output"
+            raise InputError(str(self.folder), "another run is at work in it", do) from error
+        try:
+            if again:
+                self._empty()
+            yield
+        finally:
+            lock.release()
+
+    def open(self) -> None:
         if self.folder.is_file():
             raise InputError(str(self.folder), "is a file", "name a folder with --output")
         ours = not self.folder.exists() or (self.folder / "scene.json").exists() or self.work.exists()
         if not ours and any(self.folder.iterdir()):
             raise InputError(str(self.folder), "holds other files", "name a new or empty folder with --output")
-        if again:
-            self.close()
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(str(self.folder), error.strerror, "name a folder that can be written") from error
 
+    def _empty(self) -> None:
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
+
     def close(self) -> None:
-        """The scene is saved: what was kept for going on can go."""
+        """The scene is saved and no longer held: what was kept for going on can go."""
         shutil.rmtree(self.work, ignore_errors=True)
 
     @contextmanager
