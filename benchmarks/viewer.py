@@ -1,9 +1,10 @@
 """The viewer's frame cost in software rendering against three's own splat renderer: same splats, flight and window.
 
-    python benchmarks/viewer.py [--splats 200000] [--frames 40]
+    python benchmarks/viewer.py [--splats 200000] [--frames 40] [--updates 1000]
 
-Needs Chromium, playwright and Node (scripts/build-viewer). Prints a JSON line; ratio = ours / theirs, below 1 is
-faster.
+Needs Chromium, playwright and Node (scripts/build-viewer). Prints a JSON line and writes benchmarks/viewer.json; ratio
+is ours over theirs, below 1 is faster. Then so many live updates on one page, a hundredth of the splats each: the
+script's heap after a hundredth of them and at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,10 +79,28 @@ OURS = """async ([matrices, tan]) => {
 }"""
 
 
+def growth(browser: Any, splats: int, updates: int) -> dict[str, Any]:
+    """Heap and GPU objects of a page early and late in a long live run."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(views=(), source="cloud", gaussians=cloud(splats))
+        page = Page(browser, write_page(scene, Path(folder) / "live.html").as_uri(), WINDOW).ready()
+        early = page.held(max(updates // 100, 1))
+        for _ in range(10):  # a long evaluation would run into the driver's patience
+            late = page.held(updates // 10)
+        page.close()
+    names = ("heap_bytes", "textures", "geometries")
+    return {
+        "updates": updates,
+        "early": dict(zip(names, early, strict=True)),
+        "late": dict(zip(names, late, strict=True)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splats", type=int, default=200_000)
     parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--updates", type=int, default=1000)
     chosen = parser.parse_args()
     subprocess.run(
         ["npx", "vite", "build", "--config", "bench/vite.config.ts", "--logLevel", "error"],
@@ -109,6 +129,7 @@ def main() -> None:
         theirs = page.page.evaluate("(flight) => fly(flight)", {"file": file, "matrices": matrices, "fov": FOV})
         page.page.screenshot(path=str(Path(tempfile.gettempdir()) / "viewer-native.png"))
         page.close()
+        live = growth(browser, chosen.splats // 100, chosen.updates)
     # The first frames compile shaders and sort for the first time.
     ours_ms, theirs_ms = (statistics.mean(times[5:]) for times in (ours, theirs))
     result = {
@@ -119,7 +140,9 @@ def main() -> None:
         "ours_ms": round(ours_ms, 1),
         "three_ms": round(theirs_ms, 1),
         "ratio": round(ours_ms / theirs_ms, 3),
+        "live": live,
     }
+    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

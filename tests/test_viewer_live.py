@@ -227,27 +227,7 @@ def test_many_updates_leave_nothing_behind(browser: Any, scene: Scene) -> None:
         server.publish(describe(scene, title="many", live=True))
         server.publish(splat_data(scene.gaussians))
         page = Page(browser, server.address).ready()
-        client = page.context.new_cdp_session(page.page)
-
-        def after(updates: int) -> tuple[int, int, int]:
-            page.page.evaluate(
-                """async (count) => {
-                  for (let i = 0; i < count; i++) {
-                    await scenetx.splats.load({ ...scenetx.splats.file });
-                    scenetx.take(scenetx.info);
-                    await scenetx.stage.steady(scenetx.stage.eye);
-                  }
-                }""",
-                updates,
-            )
-            client.send("HeapProfiler.collectGarbage")
-            heap = client.send("Runtime.getHeapUsage")["usedSize"]
-            memory = page.js(
-                "[scenetx.stage.renderer.info.memory.textures, scenetx.stage.renderer.info.memory.geometries]"
-            )
-            return heap, memory[0], memory[1]
-
-        first, last = after(10), after(60)
+        first, last = page.held(10), page.held(60)
         page.close()
     assert last[1:] == first[1:]
     assert last[0] - first[0] < 60 * 12_000  # bytes; a splat table alone has more

@@ -108,6 +108,25 @@ class Page:
         """Until nothing more is sorted or drawn."""
         self.js("scenetx.stage.steady(scenetx.stage.eye)")
 
+    def held(self, updates: int) -> tuple[int, int, int]:
+        """Bytes of script heap, textures and geometries after so many live updates of splats and cameras."""
+        self.page.evaluate(
+            """async (count) => {
+              for (let i = 0; i < count; i++) {
+                await scenetx.splats.load({ ...scenetx.splats.file });
+                scenetx.take(scenetx.info);
+                await scenetx.stage.steady(scenetx.stage.eye);
+              }
+            }""",
+            updates,
+        )
+        client = self.context.new_cdp_session(self.page)
+        client.send("HeapProfiler.collectGarbage")
+        heap = client.send("Runtime.getHeapUsage")["usedSize"]
+        client.detach()
+        memory = self.js("[scenetx.stage.renderer.info.memory.textures, scenetx.stage.renderer.info.memory.geometries]")
+        return heap, memory[0], memory[1]
+
     def pixels(self) -> torch.Tensor:
         """What the canvas shows, uint8 [h w 3]."""
         self.still()

@@ -38,7 +38,7 @@ class Da3Config:
     features: int = 64
     widths: tuple[int, ...] = (48, 96, 192, 384)
     patch: int = 14
-    head_chunk: int = 2  # pictures the dense head takes at once
+    head_chunk: int = 1  # pictures the dense head takes at once
     view_chunk: int = 4  # pictures a per-picture block takes at once
 
     @property

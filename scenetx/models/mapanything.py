@@ -47,7 +47,7 @@ class MapAnythingConfig:
     given_widths: tuple[int, ...] = (588, 768, 1024)
     code_widths: tuple[int, ...] = (128, 256, 512)
     scale_dim: int = 196
-    head_chunk: int = 2  # pictures the dense head takes at once
+    head_chunk: int = 1  # pictures the dense head takes at once
     view_chunk: int = 4  # pictures that see only themselves, at once
 
 

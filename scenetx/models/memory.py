@@ -41,7 +41,7 @@ def need(model: nn.Module, height: int, width: int) -> Need:
     features, widths = getattr(config, "features", 256), getattr(config, "widths", (dim,))
     patches = shape.tokens
     kept = patches * sum(widths) + 8 * height * width
-    head = getattr(config, "head_chunk", 2) * MAPS_ALIVE * features * height * width
+    head = getattr(config, "head_chunk", 1) * MAPS_ALIVE * features * height * width
     return Need(weights, item * (WIDTHS_ALIVE * patches * dim + kept), item * head)
 
 

@@ -44,7 +44,7 @@ class VggtConfig:
     widths: tuple[int, ...] = (256, 512, 1024, 1024)
     camera_depth: int = 4
     camera_rounds: int = 4
-    head_chunk: int = 2  # pictures the dense heads take at once
+    head_chunk: int = 1  # pictures the dense heads take at once
     view_chunk: int = 4  # pictures a per-picture block takes at once
 
 
