@@ -20,7 +20,7 @@ class FitSettings:
     """
 
     # size of the work
-    steps: int = 6000
+    steps: int = 5000
     width: int = 640  # longest side of the pictures fitted to; larger ones are reduced by area
     max_splats: int = 100_000
     sh_degree: int = 2

@@ -95,8 +95,12 @@ class Worker:
         self.remember(**{f"matched{suffix}": done, "pairing": f"{kind}, {len(pairs)} pairs"})
 
     def few(self, database: Path) -> bool:
+        """Is it worth looking twice before mapping? Where all are matched with all: a walk or a large set has
+        neighbours that look alike, and is looked at again only when pictures stay out."""
         counts = list(features.feature_counts(database).values())
-        return bool(counts) and float(np.median(counts)) < self.job.settings.few_features
+        if not counts or float(np.median(counts)) >= self.job.settings.few_features:
+            return False
+        return features.choose_pairs(database, len(self.names), self.job.settings)[0] == "exhaustive"
 
     def reconstruct(self) -> dict[str, Any]:
         """The best model, refined, in ``folder/model``; what there is to say about it."""
