@@ -26,9 +26,11 @@ _FACE = {
     "export": "scenetx.pipeline",
     "load": "scenetx.io.scene_dir:load_scene",
     "load_model": "scenetx.models.zoo",
+    "localize": "scenetx.pipeline.localize",
     "rasterize": "scenetx.splat",
     "reconstruct": "scenetx.pipeline",
     "render": "scenetx.pipeline",
+    "track": "scenetx.pipeline.track",
 }
 
 __all__ = sorted(_FACE)

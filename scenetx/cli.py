@@ -8,161 +8,28 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, arg, subcommand
 
 from scenetx.core.errors import InputError
-
-Quality = Literal["draft", "standard", "high"]
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """Photos, a video or a posed data set to a scene folder: cameras, points, splats, a report.
-
-    The same command goes on after an interruption.
-    """
-
-    source: Positional[str]
-    """Folder of pictures, video file, glob in quotes, COLMAP model, transforms.json, LLFF or cameras.json folder."""
-    overrides: Positional[tuple[str, ...]] = ()
-    """Settings as key=value, for example fit.steps=4000 sfm.mapper=global."""
-    output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Scene folder to write (default: SOURCE-scene in the working directory)."""
-    quality: Annotated[Quality, arg(aliases=["-q"])] = "standard"
-    """Seconds against detail."""
-    model: str = "auto"
-    """Who estimates the cameras: auto, sfm, a model (scenetx models list) or a weight file."""
-    eval_every: int = 8
-    """Hold out every n-th picture to score the result; 0 = none."""
-    splats: bool = True
-    """Stop after the cameras with --no-splats."""
-    config: Path | None = None
-    """TOML file with settings that differ from the quality's."""
-    reference: Path | None = None
-    """cameras.json with true cameras: their errors go into the report."""
-    again: bool = False
-    """Throw away what an earlier run left in the output folder's work area."""
-    live: bool = False
-    """Watch in the browser while it runs."""
-
-
-@dataclass(frozen=True)
-class Render:
-    """Novel views of a scene: a video or pictures."""
-
-    scene: Positional[Path]
-    """Scene folder."""
-    output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """.mp4 or .webm file, or a folder for PNG files (default: SCENE/PATH.mp4)."""
-    path: str = "orbit"
-    """orbit, spiral, input, or a camera path file (.json)."""
-    frames: int = 120
-    fps: float = 30.0
-    width: int | None = None
-    """Picture width (default: as the scene's pictures)."""
-    depth: bool = False
-    """Write depth too."""
-    backend: Literal["auto", "torch", "cpu", "cuda"] = "auto"
-    model: str | None = None
-    """Paint with a view-synthesis model (lvsm, svsm, srt, .. or a weight file) instead of the scene's splats."""
-    context: int = 4
-    """Pictures a model is shown for a view."""
-
-
-@dataclass(frozen=True)
-class View:
-    """Open a scene in the browser: look around, measure, crop, make camera paths."""
-
-    scene: Positional[Path]
-    """Scene folder, or a splat file (.ply, .splat, .spz)."""
-    port: int = 8080
-    """The first port tried; taken ones are passed over."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets the whole network look."""
-    open: bool = True
-    """Only print the address with --no-open."""
-    model: str | None = None
-    """View-synthesis model (name or weight file) that draws the scene instead of its splats."""
-    frame: Path | None = None
-    """frame.json that a viewer page saved: the scene gets that scale and up axis first."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write the scene in other formats, by suffix: .ply .splat .spz .sog .glb .html, transforms.json, COLMAP folder."""
-
-    scene: Positional[Path]
-    targets: Positional[tuple[Path, ...]]
-
-
-@dataclass(frozen=True)
-class Compress:
-    """Small splat files of a scene, and what each size costs in quality."""
-
-    scene: Positional[Path]
-    """Scene folder."""
-    target: str = "10x"
-    """How many times smaller than the splats' .ply the .sog file should be."""
-    output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Folder for the files and rate_distortion.json (default: SCENE/compressed)."""
-    formats: tuple[str, ...] = ("sog", "spz", "compressed.ply")
-    """Of sog, spz, compressed.ply, glb."""
-    steps: int = 600
-    """Gradient steps in which fewer splats recover."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Score a scene on its held-out pictures, its cameras against a reference; or a model by a published protocol."""
-
-    scene: Positional[Path]
-    """Scene folder; with --protocol re10k, the folder with RealEstate10K's test split."""
-    reference: Path | None = None
-    """cameras.json, transforms.json or COLMAP model with true cameras."""
-    protocol: Literal["held-out", "re10k"] = "held-out"
-    """re10k: two views in, three out, 256 x 256, as published (needs --index and --model)."""
-    index: Path | None = None
-    """evaluation_index_re10k.json of pixelSplat or NoPoSplat (they differ)."""
-    model: str | None = None
-    """View-synthesis model: a name (lvsm, svsm, srt, ..) or a weight file."""
-    limit: int | None = None
-    """Score only so many scenes."""
-    output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """File for all scores (.json)."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """Published models: list them, tell about one, fetch its weights (the licence is shown first)."""
-
-    action: Positional[Literal["list", "info", "fetch"]] = "list"
-    name: Positional[str] = ""
-    """The model, for info and fetch."""
-    accept_non_commercial: bool = False
-    """Fetch weights whose licence forbids commercial use."""
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """What is installed, what works, what is missing and how to get it."""
-
-
-Verb = (
-    Annotated[Reconstruct, subcommand("reconstruct")]
-    | Annotated[Render, subcommand("render")]
-    | Annotated[View, subcommand("view")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Compress, subcommand("compress")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Models, subcommand("models")]
-    | Annotated[Doctor, subcommand("doctor")]
+from scenetx.verbs import (
+    Compress,
+    Data,
+    Doctor,
+    Evaluate,
+    Export,
+    Localize,
+    Models,
+    Reconstruct,
+    Render,
+    Track,
+    Train,
+    Verb,
+    View,
 )
 
 
@@ -181,6 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
         Compress: _compress,
         Evaluate: _evaluate,
         Models: _models,
+        Train: _train,
+        Data: _data,
+        Track: _track,
+        Localize: _localize,
         Doctor: _doctor,
     }
     try:
@@ -205,7 +76,7 @@ def _reconstruct(verb: Reconstruct, console: Console) -> None:
         overrides=(
             f"model={verb.model}",
             f"eval_every={verb.eval_every}",
-            f"splats={str(verb.splats).lower()}",
+            f"splats={'none' if verb.no_splats else verb.splats}",
             *verb.overrides,
         ),
     )
@@ -347,6 +218,68 @@ def _evaluate_re10k(verb: Evaluate, console: Console) -> None:
     line = f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}, LPIPS {lpips}"
     console.print(f"{line}; {scores.pictures} pictures of {scores.scenes} scenes", markup=False, soft_wrap=True)
     console.print(f"{scores.protocol}; {len(scores.skipped)} scenes skipped", markup=False, soft_wrap=True)
+
+
+def _train(verb: Train, console: Console) -> None:
+    from scenetx.pipeline.progress import Progress
+    from scenetx.train.run import run_training
+
+    with Progress(console) as progress:
+        folder, outcome = run_training(verb.config, verb.output, verb.overrides, progress.report)
+    ending = "trained" if outcome.done else "stopped; the same command goes on"
+    line = f"{ending}: {outcome.progress.step:,} steps, {outcome.progress.skipped} left out, {folder / 'metrics.jsonl'}"
+    console.print(line, markup=False, soft_wrap=True)
+    if outcome.weights is not None:
+        console.print(f"weights {outcome.weights}", markup=False, soft_wrap=True)
+
+
+def _data(verb: Data, console: Console) -> None:
+    from scenetx.config import load_settings
+    from scenetx.data.make import MakeSettings, make_shards
+    from scenetx.pipeline.progress import Progress
+
+    with Progress(console) as progress:
+        paths = make_shards(verb.folder, load_settings(MakeSettings(), overrides=verb.overrides), progress.report)
+    console.print(f"wrote {len(paths)} shards to {verb.folder}", markup=False, soft_wrap=True)
+
+
+def _track(verb: Track, console: Console) -> None:
+    from scenetx.live.capture import CaptureSettings
+    from scenetx.live.intrinsics import GivenLens
+    from scenetx.pipeline.track import TrackPlan, run_track
+
+    plan = TrackPlan(
+        source=verb.source,
+        map=verb.map,
+        method=verb.method,
+        model=verb.model,
+        capture=CaptureSettings(fps=verb.fps),
+        lens=GivenLens(fov=verb.fov, K=verb.K),
+        output=verb.output,
+        record=verb.record,
+        view=verb.view,
+        port=verb.port,
+        stream=verb.stream,
+        box=verb.box,
+        mask=verb.mask,
+    )
+    summary = run_track(plan, say=lambda line: console.print(line, markup=False, soft_wrap=True))
+    console.print(summary.line(), markup=False, soft_wrap=True)
+
+
+def _localize(verb: Localize, console: Console) -> None:
+    from scenetx.live.intrinsics import GivenLens
+    from scenetx.pipeline.localize import localize
+
+    localize(
+        verb.scene,
+        verb.pictures,
+        method=verb.method,
+        model=verb.model,
+        lens=None if verb.fov is None else GivenLens(fov=verb.fov),
+        output=verb.output,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
 
 
 def _doctor(_: Doctor, console: Console) -> None:

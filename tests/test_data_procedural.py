@@ -12,10 +12,11 @@ from PIL import Image
 
 from scenetx.core import InputError, project
 from scenetx.data import ProceduralConfig, ProceduralViews, endless, procedural_views
-from scenetx.data.cast import nearest, normals, tile_rays, untile
+from scenetx.data.cast import nearest, normals, shadowed, tile_rays, untile
 from scenetx.data.compose import Taste, compose
+from scenetx.data.procedural import _make
 from scenetx.data.shapes import Solid, bowl, box, cone, cut, cylinder, edges, ellipsoid, placed, tube
-from scenetx.data.tables import compile_world
+from scenetx.data.tables import Tables, compile_world
 from scenetx.data.world import Light, Material, Motion, World, random_turn
 
 SMALL = ProceduralConfig(height=48, width=40, views=3, difficulty=0.6, moving=0.7)
@@ -218,6 +219,25 @@ def test_depth_agrees_with_rays_on_meshes(name: str, make):
         both = hit & (ours > 0)
         tolerance = 1e-4 if name == "box" else 0.03
         assert np.quantile(np.abs(ours - expected)[both], 0.98) < tolerance
+
+
+def test_machine_code_casts_what_the_definition_casts():
+    parts = [_make(seed, replace(SMALL, difficulty=1.0, blur=1), 0).tables for seed in (2, 6, 11)]
+    tables = Tables.cat(parts)
+    assert set(tables.kind.tolist()) >= {0, 1, 2}
+    assert int(tables.cuts.max()) >= 2
+    rays = tile_rays(tables.lens, 48, 40)
+    plain, fast = nearest(tables, rays, compiled=False), nearest(tables, rays)
+    assert torch.equal(plain.row, fast.row)
+    # Roots may be rounded the other way: one unit of the last place, seen through a subtraction.
+    assert torch.allclose(plain.depth, fast.depth, rtol=3e-6, atol=0)
+    seen = plain.row >= 0
+    depth = 0.999 * torch.where(seen, plain.depth, 1.0)
+    light = tables.lights[rays.frame, 0, :3]
+    asked = (tables, (rays.x * depth, rays.y * depth, depth), light, seen)
+    dark = shadowed(*asked, compiled=False)
+    assert 0.02 < dark[seen].float().mean() < 0.98
+    assert (shadowed(*asked) != dark).sum() <= 2
 
 
 def test_cuts_take_away_exactly_what_they_cover():

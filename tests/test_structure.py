@@ -11,7 +11,7 @@ FLOORS = {
     "io": 2, "models": 2, "geometry": 2, "splat": 2, "measure": 2, "serve": 2,
     "live": 3, "fit": 3, "data": 3,
     "pipeline": 4, "train": 4, "doctor": 4,
-    "cli": 5, "__main__": 6,
+    "verbs": 5, "cli": 6, "__main__": 7,
 }  # fmt: skip
 # config builds on core's InputError.
 ALLOWED = {("config", "core")}

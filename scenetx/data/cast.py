@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scenetx.data.cast_cpu import cast_compiled, shadow_compiled
 from scenetx.data.shapes import CONVEX, HEIGHT, LUMP, MAX_CUTS, RING, SHEET, WAVES
 from scenetx.data.tables import Tables
 
@@ -136,11 +137,16 @@ def wave_slope(u: Tensor) -> Tensor:
     return 6 * (1 - g * g) * side.sign()
 
 
-def nearest(tables: Tables, rays: Rays) -> Hits:
-    """The first surface on every ray."""
+def nearest(tables: Tables, rays: Rays, *, compiled: bool = True) -> Hits:
+    """The first surface on every ray. ``compiled``: by machine code where the tables are on the CPU."""
     depth = torch.full_like(rays.x, torch.inf)
     row = torch.full(rays.x.shape, -1, dtype=torch.int64, device=rays.x.device)
     pair_row, pair_tile = _seen(tables, rays)
+    if compiled and depth.device.type == "cpu":
+        # Of surfaces that coincide the loop below keeps the one it meets first: by sort, then by row.
+        keys = _sorts(tables, pair_row) * len(tables.kind) + pair_row
+        cast_compiled(tables, (rays.x, rays.y), (pair_row, pair_tile, keys), NEAR, depth, row)
+        return Hits(depth, row)
     for solid, tile, hit in _blocks(tables, pair_row, pair_tile):
         t, surface = hit(tables, solid, Beam(rays.x[tile], rays.y[tile]), NEAR)
         for chosen in _rounds(tile):
@@ -153,15 +159,18 @@ def nearest(tables: Tables, rays: Rays) -> Hits:
 
 
 def shadowed(
-    tables: Tables, point: Vector, light: Float[Tensor, "n 3"], asked: Bool[Tensor, "n p"]
+    tables: Tables, point: Vector, light: Float[Tensor, "n 3"], asked: Bool[Tensor, "n p"], *, compiled: bool = True
 ) -> Bool[Tensor, "n p"]:
     """Whether something stands between points (camera frame, ``[n p]`` each) and their tile's light.
 
-    Only where ``asked``; elsewhere the answer is True.
+    Only where ``asked``; elsewhere the answer is True. ``compiled`` as in `nearest`.
     """
     dark = ~asked
-    to_light = tuple(light[:, i, None] - point[i] for i in range(3))
     pair_row, pair_tile = _between(tables, point, light, asked)
+    if compiled and dark.device.type == "cpu":
+        shadow_compiled(tables, point, light, (pair_row, pair_tile), dark)
+        return dark
+    to_light = tuple(light[:, i, None] - point[i] for i in range(3))
     for solid, tile, hit in _blocks(tables, pair_row, pair_tile):
         origin = point[0][tile], point[1][tile], point[2][tile]
         beam = Beam(to_light[0][tile], to_light[1][tile], to_light[2][tile], origin)
@@ -176,9 +185,7 @@ _Hit = Callable[[Tables, Tensor, Beam, float], tuple[Tensor, Tensor]]
 
 def _blocks(tables: Tables, row: Int[Tensor, "k"], tile: Int[Tensor, "k"]) -> Iterator[tuple[Tensor, Tensor, _Hit]]:
     """Pairs in blocks of one sort (boxes, other quadrics, cones, waves), each with what finds its hits."""
-    quadric = tables.quadric[row]
-    sort = (quadric[:, :4] != 0).any(-1).long() + (quadric[:, 2] < 0).long()
-    sort = torch.where(tables.kind[row] != CONVEX, 3, sort)
+    sort = _sorts(tables, row)
     order = torch.sort(sort, stable=True).indices
     row, tile = row[order], tile[order]
     size = BLOCK_CPU if row.device.type == "cpu" else BLOCK_GPU
@@ -188,6 +195,13 @@ def _blocks(tables: Tables, row: Int[Tensor, "k"], tile: Int[Tensor, "k"]) -> It
             last = min(first + size, start + count)
             yield row[first:last], tile[first:last], _hit_waves if name == 3 else _hit_convex
         start += count
+
+
+def _sorts(tables: Tables, row: Int[Tensor, "k"]) -> Int[Tensor, "k"]:
+    """0 boxes, 1 other quadrics, 2 cones, 3 waves."""
+    quadric = tables.quadric[row]
+    sort = (quadric[:, :4] != 0).any(-1).long() + (quadric[:, 2] < 0).long()
+    return torch.where(tables.kind[row] != CONVEX, 3, sort)
 
 
 def _rounds(tile: Int[Tensor, "k"]) -> Iterator[Int[Tensor, "j"]]:

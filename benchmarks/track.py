@@ -1,0 +1,281 @@
+"""Tracking in a map of other frames: trajectory errors, latency from capture to pose, frames dropped, size of the map.
+
+    python benchmarks/track.py --data ../shared/data/dev                 # all sequences, classical map
+    python benchmarks/track.py --data ../shared/data/dev redkitchen_a --method kv --model da3-small
+    python benchmarks/track.py procedural                                # exact poses, no data needed
+    python benchmarks/track.py procedural --soak 3600                    # an hour of looped frames: memory, latency
+
+Every n-th frame of a sequence is reconstructed (`scenetx reconstruct --no-splats`, or with the reference's own cameras
+under ``--posed``); all other frames are tracked in that map, twice: each frame in order (errors, seconds a pose), and
+replayed in real time at the sequence's rate (latency, dropped frames). ATE and RPE are of the tracked frames that have
+a reference, after a Sim(3) fit of their centres (Umeyama, 1991); percent is of the path's extent, the largest distance
+of a reference centre from their mean. Lost frames count beside the errors, not in them. Results are added to
+benchmarks/track.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scenetx.core import Cameras, InputError, Original, Scene, View, umeyama
+from scenetx.core.atomic import write_bytes
+from scenetx.core.rigid import invert_rigid, rotation_angle
+from scenetx.data.procedural import ProceduralConfig, procedural_views
+from scenetx.io.cameras_json import read_cameras_json
+from scenetx.io.images import read_picture, write_picture
+from scenetx.live.capture import CaptureSettings
+from scenetx.live.source import Shot, VideoFile
+from scenetx.live.update import Update
+from scenetx.measure.shape import pose_errors
+from scenetx.pipeline.locators import OpenMap, open_map
+from scenetx.pipeline.track import track
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``every``: each so-many-th frame makes the map; ``fps``: the rate of the replay."""
+
+    every: int
+    fps: float
+    step: int = 1  # frames of the video that are used
+    posed: bool = False  # the map from the reference's cameras unless asked otherwise: too sparse for a plain SfM
+
+
+SEQUENCES = {
+    "redkitchen_a": Plan(5, 30),
+    "hololens_a": Plan(2, 5, posed=True),
+    "video_pyramid": Plan(4, 10, step=3),
+    "pavilion_chair_midday": Plan(2, 10),
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A `Reader` of some frames, each under its own number."""
+
+    frames: tuple[tuple[str, np.ndarray], ...]
+    name: str = "sequence"
+    live: bool = False
+
+    def shots(self) -> Iterator[Shot]:
+        for name, pixels in self.frames:
+            yield Shot(pixels, name=name)
+
+
+def read_frames(folder: Path, plan: Plan) -> list[tuple[str, np.ndarray]]:
+    """All frames by name. Those of a video are named by their number in decoding order, as the references are."""
+    if (folder / "images").is_dir():
+        files = sorted(path for path in (folder / "images").iterdir() if path.suffix.lower() in (".jpg", ".png"))
+        return [(path.name, read_picture(path).pixels) for path in files]
+    shots = enumerate(VideoFile(folder / "video.mp4").shots())
+    return [(f"{index:06d}.png", shot.image) for index, shot in shots if index % plan.step == 0]
+
+
+def reconstruct(frames: Sequence[tuple[str, np.ndarray]], folder: Path, reference: Path | None) -> tuple[Path, float]:
+    """The scene folder of the map's frames, and the seconds it took."""
+    pictures = folder / "images"
+    for name, pixels in frames:
+        write_picture(pictures / f"{Path(name).stem}.png", pixels)
+    source = folder
+    if reference is not None:
+        root = json.loads(reference.read_text())
+        entries = {
+            f"{Path(name).stem}.png": {key: value for key, value in entry.items() if not key.startswith("depth")}
+            for name, entry in root["images"].items()
+        }
+        kept = {path.name: entries[path.name] for path in pictures.iterdir() if path.name in entries}
+        (folder / "cameras.json").write_text(json.dumps({**root, "images": kept}))
+    command = [
+        sys.executable, "-m", "scenetx", "reconstruct", str(source), "--output", str(folder / "scene"), "--no-splats",
+        "--model", "sfm", "--eval-every", "0",
+    ]  # fmt: skip
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder / "scene", time.monotonic() - start
+
+
+def errors(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """ATE and RPE of the updates whose frame has a reference."""
+    both = [
+        (update.world_from_cam, truth[update.name])
+        for update in updates
+        if update.world_from_cam is not None and update.status != "unsure" and update.name in truth
+    ]
+    judged = sum(update.name in truth for update in updates)
+    out: dict[str, Any] = {"judged": judged, "placed": len(both)}
+    if len(both) < 4:
+        return out
+    found, true = (torch.stack(column) for column in zip(*both, strict=True))
+    result = pose_errors(true, found)
+    centers = true[:, :3, 3]
+    extent = float((centers - centers.mean(0)).norm(dim=-1).max())
+    aligned = umeyama(centers, found[:, :3, 3]).apply_to_poses(found)
+    steps = [
+        (invert_rigid(true[a]) @ true[b], invert_rigid(aligned[a]) @ aligned[b]) for a, b in pairwise(range(len(true)))
+    ]
+    moved = torch.stack([(p[:3, 3] - q[:3, 3]).norm() for p, q in steps])
+    turned = torch.stack([torch.rad2deg(rotation_angle(p[:3, :3].T @ q[:3, :3])) for p, q in steps])
+    return out | {
+        "ate_rmse": result.ate_rmse,
+        "ate_percent": 100 * result.ate_rmse / extent,
+        "extent": extent,
+        "rotation_deg_median": float(result.rotation_deg.median()),
+        "rpe_translation_rmse": float(moved.square().mean().sqrt()),
+        "rpe_rotation_deg_rmse": float(turned.square().mean().sqrt()),
+    }
+
+
+def timing(updates: Sequence[Update]) -> dict[str, Any]:
+    """Seconds from capture to pose, of all frames (the first, which may wait for compilation, left out)."""
+    latency = np.array([update.latency for update in updates[1:]])
+    return {
+        "frames": len(updates),
+        "latency_median_ms": round(1000 * float(np.median(latency)), 2),
+        "latency_p95_ms": round(1000 * float(np.quantile(latency, 0.95)), 2),
+        "poses_per_second": round(len(latency) / float(latency.sum()), 2),
+        "dropped": sum(update.dropped for update in updates),
+        "states": {state: sum(u.status == state for u in updates) for state in sorted({u.status for u in updates})},
+    }
+
+
+def measure(
+    name: str, opened: OpenMap, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], fps: float
+) -> dict[str, Any]:
+    """Both passes over the frames."""
+    reader = Files(tuple(frames), name)
+    with torch.inference_mode():
+        every = list(track(reader, scene=opened))
+        live = list(track(reader, scene=opened, capture=CaptureSettings(fps=fps)))
+    return {
+        "method": opened.locator.name,
+        "map_bytes": opened.bytes,
+        "size": f"{frames[0][1].shape[1]}x{frames[0][1].shape[0]}",
+        "every_frame": errors(every, truth) | timing(every),
+        f"real_time_{fps:g}_per_second": errors(live, truth) | timing(live),
+    }
+
+
+def soak(name: str, opened: OpenMap, frames: list[tuple[str, np.ndarray]], seconds: float) -> dict[str, Any]:
+    """Loops the frames for so long: resident memory (MiB) and median latency (ms) of each tenth of the time."""
+    start, parts, latency, count = time.monotonic(), [], [], 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    updates = track(Files(tuple(frames), name), scene=opened, capture=CaptureSettings(loop=True))
+    for update in updates:
+        latency.append(update.latency)
+        count += 1
+        if time.monotonic() - start > seconds * (len(parts) + 1) / 10:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
+            parts.append({"memory_mib": round(resident, 1), "latency_median_ms": 1000 * float(np.median(latency))})
+            latency.clear()
+        if len(parts) == 10:
+            break
+    updates.close()
+    return {"seconds": seconds, "frames": count, "tenths": parts}
+
+
+def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One sequence."""
+    data, plan, keep = arguments.data, SEQUENCES[name], arguments.keep
+    frames = read_frames(data / name, plan)
+    listed = read_cameras_json(data / name).pictures
+    truth = {item.name: item.world_from_cam.double() for item in listed if item.world_from_cam is not None}
+    truth |= {f"{Path(item).stem}.png": pose for item, pose in truth.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (keep or Path(scratch)) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        posed = arguments.posed or plan.posed
+        made, seconds = reconstruct(frames[:: plan.every], folder, data / name / "cameras.json" if posed else None)
+        start = time.monotonic()
+        opened = open_map(made, arguments.method, model=arguments.model, say=print)
+        building = time.monotonic() - start
+        rest = [frame for index, frame in enumerate(frames) if index % plan.every]
+        out = measure(name, opened, rest, truth, plan.fps)
+        if arguments.soak:
+            out["soak"] = soak(name, opened, rest, arguments.soak)
+    about = {"every": plan.every, "posed": posed, "reconstruct_seconds": round(seconds, 1)}
+    return {**about, "map_seconds": round(building, 1), **out}
+
+
+def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A walk past made-up things: exact poses. Half of the pictures make the map."""
+    config = ProceduralConfig(height=480, width=640, views=60, difficulty=0.4, rigs=("walk",), kinds=("room",), blur=1)
+    # Some scenes zoom from picture to picture, which a camera that is tracked does not.
+    small = replace(config, height=12, width=16)
+    seed = next(seed for seed in range(11, 99) if one_lens(procedural_views([seed], small).K[0]))
+    made = procedural_views([seed], config)
+    cameras = made.cameras(0)
+    views = [
+        View(
+            f"{k:06d}.png",
+            made.rgb[0, k],
+            Original(f"{k:06d}.png", 480, 640, cameras.K[k].double()),
+            pose_of(cameras, k),
+        )
+        for k in range(0, config.views, 2)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        Scene(tuple(views), source="procedural", posed_by="input").save(scratch)
+        start = time.monotonic()
+        opened = open_map(scratch, arguments.method, model=arguments.model, say=print)
+        seconds = time.monotonic() - start
+        frames = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(1, config.views, 2)]
+        truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
+        out = {"map_seconds": round(seconds, 1), **measure("procedural", opened, frames, truth, 10)}
+        if arguments.soak:
+            out["soak"] = soak("procedural", opened, frames, arguments.soak)
+        return out
+
+
+def one_lens(K: torch.Tensor) -> bool:
+    """Whether all views have the same intrinsics."""
+    return bool(torch.allclose(K, K[:1].expand_as(K)))
+
+
+def pose_of(cameras: Cameras, index: int) -> Cameras:
+    """One camera in double precision, as a scene keeps it."""
+    return cameras[index].to(torch.float64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequences", nargs="*", default=[*SEQUENCES, "procedural"])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "dev")
+    parser.add_argument("--method", default="classical", choices=["classical", "kv", "student", "auto"])
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--posed", action="store_true", help="maps from the reference's cameras, not from SfM")
+    parser.add_argument("--keep", type=Path, help="keep the reconstructions here, and go on from them")
+    parser.add_argument("--soak", type=float, default=0.0, help="loop the frames for so many seconds")
+    parser.add_argument("--output", type=Path, default=HERE / "track.json")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    for name in arguments.sequences:
+        key = f"{name} {arguments.method}"
+        try:
+            result = procedural(arguments) if name == "procedural" else run(name, arguments)
+        except (InputError, subprocess.CalledProcessError) as error:
+            result = {"failed": str(error)}
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        results[key] = {**result, **machine, "load": round(os.getloadavg()[0], 1)}
+        print(key, json.dumps(result, indent=1))
+        write_bytes(arguments.output, json.dumps(results, indent=1, sort_keys=True).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The camera's intrinsics while tracking: given, from the map's own camera, or estimated once and kept."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numba import njit
+from torch import Tensor
+
+from scenetx.core import InputError
+from scenetx.core.cameras import pixel_grid
+from scenetx.io.lens import distort, pinhole_for
+from scenetx.live.classical_map import Lens
+from scenetx.live.update import Locator
+
+DEFAULT_FOCAL = 1.0  # of the longer side: between a phone's 0.75 and a webcam's 1.2
+SURE = 60  # matches that have to say so before a camera of the map's size is taken for another one
+TRIES = 15  # frames on which an unknown camera is looked for, before the default is kept
+
+
+@runtime_checkable
+class KnowsFocal(Protocol):
+    """A locator that can tell the focal length of a picture of its scene."""
+
+    def estimate_K(self, image: UInt8[Tensor, "h w 3"]) -> tuple[Float[Tensor, "3 3"], int] | None: ...
+
+
+@runtime_checkable
+class TellsK(Protocol):
+    """A locator whose model sees the camera's intrinsics while it tracks."""
+
+    @property
+    def K(self) -> Float[Tensor, "3 3"] | None: ...
+
+
+@dataclass(frozen=True)
+class GivenLens:
+    """What a user says of the camera: a horizontal field of view in degrees, or K of the pictures' pixels."""
+
+    fov: float | int | None = None
+    K: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.fov is not None and not 5 <= self.fov <= 150:
+            raise InputError("fov", self.fov, "give 5 to 150 degrees, of the picture's width")
+        if self.K is not None and not (min(self.K[:2]) > 0 and all(map(math.isfinite, self.K))):
+            raise InputError("K", self.K, "give fx,fy,cx,cy in pixels")
+
+
+class Intrinsics:
+    """Decides on a camera when the first picture comes (and anew when the picture's size changes), and straightens.
+
+    ``known``: the cameras the map was made with, each for its size; they are taken for pictures of the same shape,
+    unless the map itself says that another focal length explains the picture much better.
+    """
+
+    def __init__(self, given: GivenLens | None = None, known: Sequence[Lens] = (), *, trusting: bool = False) -> None:
+        """trusting: a picture of exactly the size of the map's pictures is of the map's camera, unasked."""
+        self._given, self._trusting = given or GivenLens(), trusting
+        self._known = tuple(known)
+        self._size: tuple[int, int] | None = None
+        self._straighten: Straighten | None = None
+        self._settled = False
+        self._tries = 0
+        self._news: list[str] = []
+        self._by_model = False
+
+    def straight(
+        self, image: UInt8[Tensor, "h w 3"], locator: Locator
+    ) -> tuple[UInt8[Tensor, "_ _ 3"], Float[Tensor, "3 3"]]:
+        """The picture without its lens's distortion, and its K (float64)."""
+        size = (int(image.shape[0]), int(image.shape[1]))
+        if size != self._size:
+            if self._size is not None:
+                self._news.append(f"the picture is now {size[1]}x{size[0]}")
+            self._size, self._settled, self._tries = size, False, 0
+        if not self._settled:
+            self._settle(image, locator)
+        if self._by_model and isinstance(locator, TellsK):
+            self._take_models(locator, size)
+        assert self._straighten is not None
+        return self._straighten(image), self._straighten.K
+
+    def news(self) -> tuple[str, ...]:
+        """What was decided since the last call."""
+        out, self._news = tuple(self._news), []
+        return out
+
+    def _settle(self, image: Tensor, locator: Locator) -> None:
+        height, width = int(image.shape[0]), int(image.shape[1])
+        given = self._from_given(height, width)
+        if given is not None:
+            self._keep(given, "")
+            return
+        lens = self.of_map(height, width)
+        exact = any((known.height, known.width) == (height, width) for known in self._known)
+        if lens is not None and ((exact and self._trusting) or not isinstance(locator, KnowsFocal)):
+            self._keep(lens, "intrinsics: the map's camera")
+            return
+        self._tries += 1
+        found = locator.estimate_K(image) if isinstance(locator, KnowsFocal) else None
+        if found is not None:
+            K = found[0]
+            ratio = float(K[0, 0]) / lens.K[0] if lens is not None else 0.0
+            # One picture does not tell a focal length better than this.
+            if lens is not None and (0.88 < ratio < 1.14 or (exact and found[1] < SURE)):
+                self._keep(lens, "intrinsics: the map's camera")
+                return
+            flat = tuple(float(value) for value in K.flatten())
+            self._keep(Lens(height, width, flat), f"intrinsics: focal length {flat[0]:.0f} pixels, estimated")
+            return
+        if exact and lens is not None:
+            self._keep(lens, "intrinsics: the map's camera")
+            return
+        focal = DEFAULT_FOCAL * max(height, width)
+        default = lens or Lens(height, width, (focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0))
+        self._straighten = Straighten(default)
+        if isinstance(locator, TellsK):
+            self._by_model = self._settled = True
+            return
+        # Without a locator that could tell better later, this is it.
+        if not isinstance(locator, KnowsFocal) or self._tries >= TRIES:
+            self._keep(default, f"intrinsics: focal length {default.K[0]:.0f} pixels, assumed")
+
+    def _take_models(self, locator: TellsK, size: tuple[int, int]) -> None:
+        """A model that makes its own map sees the focal length, once it has one: that is taken, and kept."""
+        K = locator.K
+        if K is not None:
+            flat = tuple(float(value) for value in K.flatten())
+            self._by_model = False
+            self._keep(Lens(*size, flat), f"intrinsics: focal length {flat[0]:.0f} pixels, by the model")
+
+    def _keep(self, lens: Lens, note: str) -> None:
+        self._straighten, self._settled = Straighten(lens), True
+        if note:
+            self._news.append(note)
+
+    def _from_given(self, height: int, width: int) -> Lens | None:
+        given = self._given
+        if given.K is not None:
+            fx, fy, cx, cy = given.K
+            return Lens(height, width, (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0), given.distortion)
+        if given.fov is not None:
+            focal = width / 2 / math.tan(math.radians(given.fov) / 2)
+            K = (focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0)
+            return Lens(height, width, K, given.distortion)
+        return None
+
+    def of_map(self, height: int, width: int) -> Lens | None:
+        """The map's camera for pictures of this size: of the same shape, scaled. None = none is."""
+        for exact in (True, False):
+            for known in self._known:
+                same = (known.height, known.width) == (height, width)
+                alike = abs(math.log(width / height * known.height / known.width)) < 0.01
+                if same or (alike and not exact):
+                    scale = np.array([[width / known.width], [height / known.height], [1.0]])
+                    K = np.array(known.K).reshape(3, 3) * scale
+                    return Lens(height, width, tuple(map(float, K.ravel())), known.distortion, known.kind)
+        return None
+
+
+class Straighten:
+    """Removes one camera's distortion: the table is made once, a frame then takes about a millisecond."""
+
+    def __init__(self, lens: Lens) -> None:
+        K = torch.tensor(lens.K, dtype=torch.float64).reshape(3, 3)
+        self.K: Float[Tensor, "3 3"] = K
+        self._table: Float[np.ndarray, "h w 2"] | None = None
+        if lens.kind == "fisheye" or any(lens.distortion):
+            size = max(lens.height, lens.width)
+            self.K, height, width = pinhole_for(K, lens.distortion, lens.kind, lens.height, lens.width, size)
+            pixels = pixel_grid(height, width, dtype=torch.float64)
+            rays = (pixels - self.K[:2, 2]) / self.K.diagonal()[:2]
+            places = distort(rays, lens.distortion, lens.kind) * K.diagonal()[:2] + K[:2, 2]
+            self._table = places.to(torch.float32).numpy()
+
+    def __call__(self, image: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "_ _ 3"]:
+        if self._table is None:
+            return image
+        out = np.empty((*self._table.shape[:2], 3), np.uint8)
+        _remap(np.ascontiguousarray(image.numpy()), self._table, out)
+        return torch.from_numpy(out)
+
+
+def _sampled(image, table, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Bilinear; the border is repeated."""
+    height, width = image.shape[0], image.shape[1]
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            x = min(max(table[i, j, 0] - np.float32(0.5), np.float32(0)), np.float32(width - 1.001))
+            y = min(max(table[i, j, 1] - np.float32(0.5), np.float32(0)), np.float32(height - 1.001))
+            u, v = int(x), int(y)
+            a, b = x - u, y - v
+            for c in range(3):
+                upper = image[v, u, c] + a * (np.float32(image[v, u + 1, c]) - image[v, u, c])
+                lower = image[v + 1, u, c] + a * (np.float32(image[v + 1, u + 1, c]) - image[v + 1, u, c])
+                out[i, j, c] = np.uint8(upper + b * (lower - upper) + np.float32(0.5))
+
+
+_remap = njit(cache=True, error_model="numpy", nogil=True)(inspect.unwrap(_sampled))

@@ -1,0 +1,75 @@
+"""The contract of the room: what a source gives, what a map answers, what a tracker yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+# init: no pose yet. tracking: sure. unsure: the pose may be off, or is predicted. lost: no pose. relocalised: the first
+# pose after a loss (the next is `tracking`).
+Status = Literal["init", "tracking", "unsure", "lost", "relocalised"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source, upright."""
+
+    index: int  # number in the source, dropped frames counted
+    time: float  # seconds since the source began: the video's own clock, or when a camera's picture arrived
+    image: UInt8[Tensor, "h w 3"]  # sRGB
+    name: str = ""  # the file, for folders
+    dropped: int = 0  # frames skipped between the last one given and this one
+    captured: float | None = None  # `time.perf_counter()` when the picture was there; None = no live clock
+    note: str = ""  # what the source has to say: black, frozen, reconnected, ...
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a picture was taken, as a map sees it."""
+
+    world_from_cam: Float[Tensor, "4 4"]  # float64, in the map's frame and scale
+    confidence: float  # 0 (a guess) to 1 (certain)
+    matches: int = 0  # correspondences tried, for maps that have some
+    inliers: int = 0  # and how many of them agree with the pose
+    note: str = ""
+
+
+@runtime_checkable
+class Locator(Protocol):
+    """A map that can place pictures. `track.Tracker` turns the answers into states, whatever the map is."""
+
+    name: str  # for people: "classical", "kv da3-small", "student"
+
+    def locate(
+        self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], guess: Float[Tensor, "4 4"] | None
+    ) -> Located | None:
+        """One undistorted picture against the map; None = it cannot say (not here, nothing to see).
+
+        ``K`` is in the picture's pixels. ``guess`` is where the motion so far puts the camera, and may be used or not;
+        None asks for a global search. A locator may keep state between calls, but an answer for ``guess=None`` must
+        not depend on earlier pictures.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a tracker says of one frame."""
+
+    index: int
+    time: float  # seconds, the source's clock
+    status: Status
+    world_from_cam: Float[Tensor, "4 4"] | None  # float64; None in init and lost
+    K: Float[Tensor, "3 3"]  # float64, of the frame without its lens's distortion: of `image`
+    confidence: float  # 0..1
+    added: bool = False  # this frame became a keyframe of the map
+    keyframes: int = 0  # pictures in the map now
+    latency: float = 0.0  # seconds from capture (the picture is there) to this pose
+    dropped: int = 0  # frames skipped since the last update
+    note: str = ""
+    locator: str = ""  # name of the map that answered
+    image: UInt8[Tensor, "h w 3"] | None = None  # the frame, its lens's distortion removed, for viewers
+    name: str = ""  # the frame's file name, if it has one

@@ -1,0 +1,247 @@
+"""`scenetx track` and `scenetx.track`: poses of a camera, a video or a stream as it runs, in a map's frame."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scenetx.core import InputError
+from scenetx.live.capture import Capture, CaptureSettings
+from scenetx.live.intrinsics import GivenLens, Intrinsics
+from scenetx.live.object_mode import BoxFollower, MaskFiles, Masks, MaskVideo, object_frames
+from scenetx.live.outputs import VIDEO, Recorder, Trajectory
+from scenetx.live.pose_stream import open_stream
+from scenetx.live.source import Reader
+from scenetx.live.track import Tracker, TrackSettings, track_frames
+from scenetx.live.update import Locator, Status, Update
+from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
+from scenetx.pipeline.track_view import TrackView
+
+log = logging.getLogger(__name__)
+MAP_FOLDER = "map-scene"
+
+
+@dataclass(frozen=True)
+class TrackPlan:
+    """What to track, in what, and what to do with the poses."""
+
+    source: str
+    map: Path | None = None
+    """Scene folder to track in; None = a map is made on the way."""
+    method: Method = "auto"
+    model: str = "auto"
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    lens: GivenLens = field(default_factory=GivenLens)
+    settings: TrackSettings = field(default_factory=TrackSettings)
+    output: Path | None = None
+    """Folder for the trajectory, and with ``record`` the video."""
+    record: bool = False
+    view: bool = False
+    open_browser: bool = True
+    port: int = 8080
+    stream: str | None = None
+    """udp://HOST:PORT or ws://HOST:PORT."""
+    box: tuple[float, float, float, float] | None = None
+    """Object mode: x0 y0 x1 y1 in the first frame; or"""
+    mask: Path | None = None
+    """a folder of masks or a mask video, frame for frame with the source."""
+
+    def masks(self) -> Masks | None:
+        """Where the object is, if one is tracked. Raises InputError for a mask that is not there."""
+        if self.box is not None and self.mask is not None:
+            raise InputError("track", "a box and a mask", "give one of the two")
+        if self.box is not None:
+            return BoxFollower(self.box)
+        if self.mask is None:
+            return None
+        if not self.mask.exists():
+            raise InputError(str(self.mask), "does not exist", "give a folder of masks or a mask video")
+        return MaskFiles(self.mask) if self.mask.is_dir() else MaskVideo(self.mask)
+
+
+@dataclass(frozen=True)
+class TrackSummary:
+    """What came of it."""
+
+    frames: int
+    posed: int
+    """Frames with a pose that is believed."""
+    dropped: int
+    seconds: float
+    """Of the source's clock."""
+    states: dict[Status, int]
+    latency_median: float
+    latency_p95: float
+
+    def line(self) -> str:
+        """For people."""
+        share = f"{self.posed} of {self.frames} frames placed"
+        latency = f"latency {1000 * self.latency_median:.0f} ms (median), {1000 * self.latency_p95:.0f} ms (95 %)"
+        return f"{share}, {self.dropped} dropped, {self.seconds:.1f} s; {latency}"
+
+
+def track(
+    source: str | Reader,
+    *,
+    scene: str | Path | OpenMap | Locator | None = None,
+    method: Method = "auto",
+    model: str = "auto",
+    fps: float | int | None = None,
+    lens: GivenLens | None = None,
+    capture: CaptureSettings | None = None,
+    settings: TrackSettings | None = None,
+    masks: Masks | None = None,
+    say: Say | None = None,
+) -> Iterator[Update]:
+    """Poses of a source's frames as they come: ``for update in scenetx.track("0", scene="room-scene/"): ...``.
+
+    source: camera number, video file, folder, glob, rtsp/http/udp address, or a `Reader`. scene: a scene folder (poses
+    are in its frame and scale), an open map or locator, or None: the map is made on the way, which needs a geometry
+    model's weights. method: auto, classical (any CPU), kv, student. fps: replay a file at this rate as if it were
+    live. masks: object mode (`scenetx.live.object_mode`): the pose is then object_from_cam, in the frame of a map that
+    shows the object alone. Files give every frame, live sources the newest one. Leaving the loop closes the source.
+    Raises InputError for what cannot be opened.
+    """
+    tell = say or log.info
+    opened = _opened(scene, method, model, tell)
+    tracker = Tracker(opened.locator, Intrinsics(lens, opened.lenses), settings)
+    with Capture(source, capture or CaptureSettings(fps=fps), tell) as frames:
+        try:
+            yield from track_frames(frames if masks is None else object_frames(frames, masks), tracker)
+        finally:
+            if not isinstance(scene, OpenMap | Locator):
+                _close(opened.locator)
+
+
+def run_track(
+    plan: TrackPlan, say: Say | None = None, on_update: Callable[[Update], None] | None = None
+) -> TrackSummary:
+    """Tracks until the source ends or Ctrl-C, with all outputs that the plan asks for; what was found is kept.
+
+    A map made on the way is written to OUTPUT/map-scene, a scene folder that `reconstruct` can go on with.
+    """
+    tell = say or log.info
+    opened = _opened(plan.map, plan.method, plan.model, tell)
+    tally = _Tally()
+    with ExitStack() as stack:
+        stack.callback(_close, opened.locator)
+        sinks = _sinks(plan, opened, stack, tell)
+        updates = track(
+            plan.source,
+            scene=opened,
+            lens=plan.lens,
+            capture=plan.capture,
+            settings=plan.settings,
+            masks=plan.masks(),
+            say=tell,
+        )
+        # A generator that is left is closed by hand: its capture thread should end now, not when memory is collected.
+        stack.callback(updates.close)  # type: ignore[attr-defined]
+        with suppress(KeyboardInterrupt):
+            status: Status | None = None
+            for update in updates:
+                tally.add(update)
+                for sink in (*sinks, *([on_update] if on_update else [])):
+                    sink(update)
+                if update.status != status:
+                    tell(_state_line(update))
+                    status = update.status
+        _keep_map(plan, opened.locator, tell)
+    return tally.summary()
+
+
+def _opened(where: str | Path | OpenMap | Locator | None, method: Method, model: str, say: Say) -> OpenMap:
+    if isinstance(where, OpenMap):
+        return where
+    if isinstance(where, str | Path):
+        return open_map(where, method, model=model, say=say)
+    if where is not None:
+        return OpenMap(where, ())
+    if method in ("classical", "student"):
+        raise InputError("track", f"method {method} without a map", "give --map SCENE")
+    return OpenMap(open_without_map(model, say=say), ())
+
+
+def _sinks(plan: TrackPlan, opened: OpenMap, stack: ExitStack, say: Say) -> list[Callable[[Update], None]]:
+    """Who is given each update; entered here, left in reverse."""
+    sinks: list[Callable[[Update], None]] = []
+    if plan.record and plan.output is None:
+        raise InputError("record", "no folder to write to", "add --output DIR")
+    if plan.output is not None:
+        sinks.append(stack.enter_context(Trajectory(plan.output)).add)
+        say(f"trajectory in {plan.output}")
+        if plan.record:
+            sinks.append(stack.enter_context(Recorder(plan.output / VIDEO)).add)
+    if plan.stream is not None:
+        sinks.append(stack.enter_context(open_stream(plan.stream)).send)
+        say(f"poses at {plan.stream}")
+    if plan.view:
+        view = TrackView(plan.map, plan.source, port=plan.port, open_browser=plan.open_browser, say=say)
+        sinks.append(stack.enter_context(view).show)
+    del opened
+    return sinks
+
+
+def _state_line(update: Update) -> str:
+    where = f"{update.time:8.2f} s  frame {update.index}: {update.status}"
+    return f"{where} ({update.note})" if update.note else where
+
+
+def _keep_map(plan: TrackPlan, locator: Locator, say: Say) -> None:
+    """A map that was made on the way, as a scene folder."""
+    make: Any = getattr(locator, "scene", None)
+    if plan.map is not None or plan.output is None or make is None:
+        return
+    finish: Any = getattr(locator, "finish", None)
+    if finish is not None:
+        finish(30.0)
+    try:
+        make().save(plan.output / MAP_FOLDER)
+    except InputError as error:
+        say(str(error))
+        return
+    say(f"map in {plan.output / MAP_FOLDER} (scenetx reconstruct makes splats of it)")
+
+
+def _close(locator: Locator) -> None:
+    close: Any = getattr(locator, "close", None)
+    if close is not None:
+        close()
+
+
+class _Tally:
+    """Counts as it goes; keeps latencies of at most the last hour at 30 frames a second."""
+
+    def __init__(self) -> None:
+        self._states: dict[Status, int] = {}
+        self._latency: list[float] = []
+        self._dropped = 0
+        self._first = self._last = 0.0
+
+    def add(self, update: Update) -> None:
+        if not self._states:
+            self._first = update.time
+        self._last = update.time
+        self._states[update.status] = self._states.get(update.status, 0) + 1
+        self._dropped += update.dropped
+        if len(self._latency) >= 108_000:
+            del self._latency[:54_000]
+        self._latency.append(update.latency)
+
+    def summary(self) -> TrackSummary:
+        latency = np.array(self._latency or [0.0])
+        return TrackSummary(
+            frames=sum(self._states.values()),
+            posed=self._states.get("tracking", 0) + self._states.get("relocalised", 0),
+            dropped=self._dropped,
+            seconds=self._last - self._first,
+            states=dict(self._states),
+            latency_median=float(np.median(latency)),
+            latency_p95=float(np.quantile(latency, 0.95)),
+        )

@@ -1,0 +1,125 @@
+"""Tracking in the browser: the map, the camera in it, the picture it sees and the way it came."""
+
+from __future__ import annotations
+
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+from scenetx.core import Cameras, Original, Scene, View
+from scenetx.io.scene_dir import load_scene
+from scenetx.io.scene_files import stored_name
+from scenetx.live.update import Status as Live
+from scenetx.live.update import Update
+from scenetx.pipeline.page import splat_data
+from scenetx.serve.contents import describe, jpeg, point_data
+from scenetx.serve.messages import Status, Track
+from scenetx.serve.server import ServerSettings, ViewerServer
+
+SHOWN: dict[Live, Status] = {
+    "init": "starting", "tracking": "tracking", "unsure": "weak", "lost": "lost", "relocalised": "tracking",
+}  # fmt: skip
+SECONDS = 0.1  # between pictures: more is not seen, and each costs the tracker a JPEG
+PICTURE_SIDE = 480
+MOST_PLACES = 20_000  # of the trajectory that is sent; of more, every other one goes
+
+
+class TrackView:
+    """A context manager: a viewer's server that shows updates. Raises InputError when no port is free."""
+
+    def __init__(
+        self, scene: Path | None, source: str, *, port: int, open_browser: bool, say: Callable[[str], None]
+    ) -> None:
+        self._folder = scene.parent if scene is not None and scene.name == "scene.json" else scene
+        self._open_browser, self._say = open_browser, say
+        title = self._folder.resolve().name.removesuffix("-scene") if self._folder else f"Tracking {source}"
+        self._server = ViewerServer(title, self._folder, settings=ServerSettings(port=port))
+        self._title = title
+        self._places: list[tuple[float, float, float]] = []
+        self._stride, self._count = 1, 0
+        self._keyframes: list[np.ndarray] = []
+        self._due = 0.0
+        self._last: Update | None = None
+
+    def __enter__(self) -> TrackView:
+        self._server.__enter__()
+        if self._folder is not None:
+            self._tell_scene(load_scene(self._folder), self._folder)
+        self._say(f"watch at {self._server.address}")
+        if self._open_browser:
+            webbrowser.open(self._server.address)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._last is not None:
+            self._server.publish(self.message(self._last, done=True))
+        self._server.close()
+
+    def _tell_scene(self, scene: Scene, folder: Path) -> None:
+        addresses = {view.name: f"files/images/{quote(stored_name(view.name))}" for view in scene.registered}
+        self._server.publish(describe(scene, title=self._title, photo_addresses=addresses, live=True))
+        if scene.gaussians is not None:
+            self._server.publish(splat_data(scene.gaussians))
+        if scene.points is not None:
+            self._server.publish(point_data(scene.points))
+        del folder
+
+    def show(self, update: Update) -> None:
+        """Publishes an update, if the last one is long enough ago. Never waits."""
+        if self._folder is None and update.world_from_cam is not None and self._last is None:
+            self._server.publish(describe(_start(update), title=self._title, live=True))
+        if update.world_from_cam is not None:
+            self._remember(update)
+            self._last = update
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + SECONDS
+            self._server.publish(self.message(update))
+
+    def _remember(self, update: Update) -> None:
+        assert update.world_from_cam is not None
+        if update.added:
+            self._keyframes.append(update.world_from_cam.numpy().astype(np.float32).ravel())
+        if self._count % self._stride == 0 and update.status in ("tracking", "relocalised"):
+            x, y, z = update.world_from_cam[:3, 3].tolist()
+            self._places.append((x, y, z))
+            if len(self._places) > MOST_PLACES:
+                self._places, self._stride = self._places[::2], 2 * self._stride
+        self._count += 1
+
+    def message(self, update: Update, *, done: bool = False) -> Track:
+        """The update as the page takes it."""
+        pose, K = update.world_from_cam, update.K
+        height, width = (0, 0) if update.image is None else update.image.shape[:2]
+        picture = b"" if update.image is None else jpeg(update.image.numpy(), PICTURE_SIDE, 70)
+        keyframes = np.concatenate(self._keyframes) if self._keyframes else np.zeros(0, np.float32)
+        return Track(
+            frame=update.index,
+            seconds=update.time,
+            status="done" if done else SHOWN[update.status],
+            message=update.note,
+            world_from_cam=None if pose is None else tuple(map(float, pose.flatten())),
+            lens=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])),
+            width=int(width),
+            height=int(height),
+            picture=picture,
+            trajectory=np.array(self._places, np.float32).tobytes(),
+            keyframes=keyframes.tobytes(),
+        )
+
+
+def _start(update: Update) -> Scene:
+    """Without a map, the first camera is all there is to show: it says what is up and how large things are."""
+    image = update.image if update.image is not None else torch.zeros(2, 2, 3, dtype=torch.uint8)
+    assert update.world_from_cam is not None
+    height, width = int(image.shape[0]), int(image.shape[1])
+    camera = Cameras(update.world_from_cam[None], update.K[None], height, width)
+    return Scene(views=(View("start", image, Original("start", height, width), camera),))

@@ -1,0 +1,173 @@
+"""Everything a training run is made of, as one tree of frozen settings; a recipe in configs/ holds what differs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from scenetx.core import InputError
+from scenetx.data.procedural import ProceduralConfig
+from scenetx.data.samplers import SamplerSettings
+from scenetx.models.da3 import Da3Config
+from scenetx.models.lvsm import LvsmConfig
+from scenetx.models.srt import SrtConfig
+from scenetx.models.svsm import SvsmConfig
+
+Task = Literal["view", "geometry"]
+ModelName = Literal["svsm", "lvsm", "srt", "da3"]
+TASKS: dict[ModelName, Task] = {"svsm": "view", "lvsm": "view", "srt": "view", "da3": "geometry"}
+HELD_OUT_SEEDS = 1 << 20
+"""Procedural seeds below this are never trained on: evaluations draw from them."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where scenes come from and which of their views are looked at."""
+
+    source: Literal["procedural", "shards", "scenes"] = "procedural"
+    path: tuple[Path, ...] = ()
+    """Shards: a folder of .tar files. Scenes: posed folders (`scenetx.data.datasets.open_posed`)."""
+    height: int = 128
+    width: int = 128
+    context: int = 2
+    """Views shown to a view model; all views of a geometry model."""
+    context_most: int = 0
+    """Where larger, a step shows ``context`` to this many views, drawn by its number."""
+    targets: int = 6
+    """Views a view model has to paint."""
+    procedural: ProceduralConfig = field(default_factory=ProceduralConfig)
+    """``height``, ``width`` and ``views`` are taken from above."""
+    difficulty_from: float | None = None
+    """Procedural difficulty at the first step; it rises to ``procedural.difficulty``."""
+    curriculum: int = 0
+    """Steps over which it rises."""
+    reuse: int = 1
+    """Steps that look at a procedural scene, by other views, where making scenes costs more than learning from them."""
+    pool: int = 1024
+    """Scenes in memory that steps draw from, when ``reuse`` is more than 1."""
+    extra_views: int = 0
+    """Procedural views beyond those a step needs, to draw from."""
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    workers: int = 0
+    """Processes that prepare batches; 0: the training process, on its own device."""
+    ahead: int = 2
+    """Batches each worker prepares ahead."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the terms; 0 leaves one out."""
+
+    mse: float = 1.0
+    ssim: float = 0.0
+    gradient: float = 0.0
+    perceptual: float = 0.0
+    """LPIPS; needs its weights (`scenetx.measure.lpips.load_lpips`)."""
+    depth: float = 1.0
+    depth_gradient: float = 0.5
+    points: float = 0.5
+    camera: float = 1.0
+    fov: float = 1.0
+    rays: float = 0.0
+    """Of the ray head, where a geometry model has one."""
+    normals: float = 0.0
+    confidence: float = 0.05
+    """Weight of -log(confidence): higher trusts less."""
+    cameras_given: float = 0.0
+    """Share of steps in which a geometry model is told the cameras."""
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW with linear warm-up and a cosine to ``floor``. Published values of LVSM and SVSM, for 512 scenes a step."""
+
+    lr: float = 4e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    """Of matrices; gains, biases and tokens are not decayed."""
+    warmup: int = 3000
+    steps: int = 100_000
+    floor: float = 0.0
+    """Learning rate at the end, as a share of ``lr``."""
+    clip: float = 1.0
+    skip: float = 5.0
+    """After warm-up, a step whose gradient is larger than this times ``clip`` is left out. 0: never."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are evaluated and exported; 0: none."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A training run. ``model`` names the class, whose own settings are in the table of that name."""
+
+    name: str = "run"
+    model: ModelName = "svsm"
+    svsm: SvsmConfig = field(default_factory=SvsmConfig)
+    lvsm: LvsmConfig = field(default_factory=LvsmConfig)
+    srt: SrtConfig = field(default_factory=SrtConfig)
+    da3: Da3Config = field(default_factory=Da3Config)
+    start_from: Path | None = None
+    """Weights to begin with; a checkpoint in the output folder comes first."""
+    data: DataSettings = field(default_factory=DataSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    batch: int = 32
+    """Scenes a step, over all processes."""
+    accumulate: int = 1
+    """Parts a process computes its share in, one after another."""
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """bf16-mixed: the transformer blocks compute in bfloat16, cameras and losses never do."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    compile: bool = False
+    save_every: int = 500
+    keep: int = 2
+    """Checkpoints kept."""
+    log_every: int = 10
+    picture_every: int = 500
+    evaluate_every: int = 1000
+    evaluate_scenes: int = 16
+    nan_limit: int = 20
+    """Steps without a finite loss or gradient after which the run stops and saves the batch."""
+    seconds: float = math.inf
+    """Stop (and save) after this long; the same command goes on."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch", "accumulate", "save_every", "keep", "log_every", "picture_every", "evaluate_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"train: {name}", getattr(self, name), "give at least 1")
+        for name, value, low in (
+            ("data.context", self.data.context, 1), ("data.targets", self.data.targets, 1),
+            ("data.height", self.data.height, 8), ("data.width", self.data.width, 8),
+            ("optim.steps", self.optim.steps, 1), ("optim.warmup", self.optim.warmup, 0),
+        ):  # fmt: skip
+            if value < low:
+                raise InputError(f"train: {name}", value, f"give at least {low}")
+        if not 0 <= self.optim.ema < 1:
+            raise InputError("train: optim.ema", self.optim.ema, "give a decay from 0 up to, not including, 1")
+
+    def checked(self) -> TrainSettings:
+        """Itself, or an InputError for settings that do not go together (each alone may, on the way to others)."""
+        data = self.data
+        if data.source != "procedural" and not data.path:
+            raise InputError("train: data.path", "not given", f"name the folder of {data.source}")
+        if data.reuse > 1 and (self.batch % data.reuse or data.pool < self.batch):
+            what = f"{data.reuse}, batches of {self.batch}, a pool of {data.pool}"
+            raise InputError(
+                "train: data.reuse", what, "make it divide the batch, and the pool no smaller than a batch"
+            )
+        return self
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.model]
+
+    @property
+    def views(self) -> int:
+        """Views a scene must have."""
+        shown = max(self.data.context, self.data.context_most)
+        return shown + self.data.targets if self.task == "view" else shown
