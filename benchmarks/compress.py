@@ -22,13 +22,15 @@ def main() -> None:
     parser.add_argument("scenes", nargs="+", type=Path)
     parser.add_argument("--targets", nargs="+", type=float, default=[5, 10, 15, 25])
     parser.add_argument("--steps", type=int, default=CompressSettings.steps)
+    parser.add_argument("--settle", type=int, default=CompressSettings.settle)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     rows = []
     for scene in options.scenes:
         for target in options.targets:
             with tempfile.TemporaryDirectory() as folder:
-                plan = CompressPlan(target=target, formats=("sog", "spz"), fit=CompressSettings(steps=options.steps))
+                fit = CompressSettings(steps=options.steps, settle=options.settle)
+                plan = CompressPlan(target=target, formats=("sog", "spz"), fit=fit)
                 curve = compress(scene, folder, plan)
             print(f"{scene.name:<24} {target:>5g}x  {curve.line()}", flush=True)
             rows.append({"scene": scene.name, "target": target, **asdict(curve)})

@@ -20,7 +20,10 @@ from scenetx.fit.compress import (
     pseudo_cameras,
     significance,
 )
+from scenetx.fit.quantise import Quantiser
 from scenetx.geometry.fuse import FuseSettings, Mesh, cleanliness, fuse, without_crumbs
+from scenetx.io.sog import read_sog, write_sog
+from scenetx.io.sog_steps import SogSteps, snap
 from scenetx.pipeline.compress import CompressPlan, compress, parse_target
 from scenetx.pipeline.export import export
 from scenetx.pipeline.mesh import write_mesh
@@ -122,7 +125,7 @@ def last(scene: Scene, settings: CompressSettings) -> tuple[Gaussians, torch.Ten
     updates = list(compress_splats(scene, settings))
     assert updates[-1].gaussians is not None
     assert updates[-1].scores is not None
-    assert updates[-1].step == updates[-1].steps == settings.steps
+    assert updates[-1].step == updates[-1].steps == settings.all_steps
     return updates[-1].gaussians, updates[-1].scores
 
 
@@ -130,17 +133,64 @@ def test_pruning_by_score_beats_chance_and_recovery_helps():
     scene = photographed()
     full = scene.gaussians
     assert full is not None
-    cut, scores = last(scene, CompressSettings(keep=0.5, steps=0, rounds=1))
+    cut, scores = last(scene, CompressSettings(keep=0.5, steps=0, rounds=1, grid=None))
     assert len(cut) == len(scores) == 60
     chance = full[torch.randperm(120, generator=torch.Generator().manual_seed(1))[:60]]
     assert psnr(scene, cut) > psnr(scene, chance) + 1
-    recovered, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False))
+    recovered, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False, grid=None))
     assert len(recovered) == 60
     assert recovered.sh_degree == 0
     flat = replace(cut, sh=cut.sh[:, :1])
     assert psnr(scene, recovered) > psnr(scene, flat) + 0.1
-    again, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False))
+    again, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False, grid=None))
     torch.testing.assert_close(again.means, recovered.means, atol=0, rtol=0)
+
+
+def test_snapped_splats_are_stored_exactly(tmp_path):
+    """A .sog of snapped splats holds the very numbers the fit saw, in far fewer bytes, and snapping is final."""
+    gaussians, _ = make_scene(900, degree=1, size=0.1)
+    steps = SogSteps(position_bits=12, rotation=24, scale=0.25, color=0.1, opacity=32, palette=30)
+    kept = Quantiser.of(gaussians, steps).rounded(gaussians)
+    assert len(torch.unique(kept.sh[:, 1:].flatten(1), dim=0)) == 32
+    again = snap(kept, steps)
+    for name in ("means", "scales", "opacities", "sh"):
+        torch.testing.assert_close(getattr(again, name), getattr(kept, name), rtol=1e-5, atol=1e-6, msg=name)
+    write_sog(gaussians, tmp_path / "fine.sog", entries=32)
+    write_sog(kept, tmp_path / "a.sog", entries=32)
+    assert (tmp_path / "a.sog").stat().st_size < 0.75 * (tmp_path / "fine.sog").stat().st_size
+    back = read_sog(tmp_path / "a.sog")
+    back = back[torch.cdist(kept.means.double(), back.means.double()).argmin(1)]
+    torch.testing.assert_close(back.means, kept.means, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back.scales, kept.scales, rtol=1e-5, atol=0)
+    torch.testing.assert_close(back.opacities, kept.opacities, rtol=0, atol=1e-6)
+    torch.testing.assert_close(back.sh[:, 0], kept.sh[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(back.sh[:, 1:], kept.sh[:, 1:], rtol=0, atol=0.02)
+    assert ((back.quats * kept.quats).sum(-1).abs() > 0.999).float().mean() > 0.98
+
+
+def test_rounding_hands_gradients_through():
+    gaussians, _ = make_scene(40, degree=1, size=0.1)
+    quantiser = Quantiser.of(gaussians, SogSteps(palette=8), torch.rand(40))
+    free = replace(gaussians, means=gaussians.means.clone().requires_grad_(), sh=gaussians.sh.clone().requires_grad_())
+    seen = quantiser.apply(free)
+    torch.testing.assert_close(seen.sh, quantiser.rounded(gaussians).sh)
+    assert not torch.equal(seen.means, gaussians.means)
+    (3 * seen.means.sum() + seen.sh.sum()).backward()
+    torch.testing.assert_close(free.means.grad, torch.full_like(free.means, 3))
+    torch.testing.assert_close(free.sh.grad[:, 0], torch.ones(40, 3))
+    torch.testing.assert_close(free.sh.grad[:, 1:].sum(), torch.tensor(40.0 * 9))  # shared out, none lost
+    for bad in ({"position_bits": 20}, {"scale": 0.0}, {"color": float("nan")}, {"rotation": 0}):
+        with pytest.raises(InputError, match="sog"):
+            SogSteps(**bad)
+
+
+def test_settling_on_the_grid_wins_back_quality():
+    scene = photographed()
+    coarse = SogSteps(position_bits=9, rotation=12, scale=0.4, color=0.25, opacity=12, palette=8)
+    rough, _ = last(scene, CompressSettings(keep=1.0, steps=0, rounds=1, grid=coarse, settle=0))
+    settled, _ = last(scene, CompressSettings(keep=1.0, steps=0, rounds=1, grid=coarse, settle=40, exposure=False))
+    assert psnr(scene, settled) > psnr(scene, rough) + 0.3
+    torch.testing.assert_close(settled.means, rough.means)
 
 
 def test_bad_requests_are_one_line():
@@ -164,7 +214,7 @@ def test_bad_requests_are_one_line():
 def test_compress_writes_files_and_their_table(tmp_path):
     scene = photographed(600)
     scene.save(tmp_path / "scene")
-    plan = CompressPlan(target=12.0, fit=CompressSettings(steps=4, rounds=1))
+    plan = CompressPlan(target=12.0, fit=CompressSettings(steps=4, rounds=1, settle=3))
     seen = []
     curve = compress(tmp_path / "scene", None, plan, lambda *said: seen.append(said))
     folder = tmp_path / "scene/compressed"
@@ -258,6 +308,11 @@ def test_a_sphere_is_fused_from_its_depth(tmp_path):
     assert report.components == 1
     assert report.area == pytest.approx(4 * np.pi, rel=0.05)
     assert np.abs(np.median(mesh.colors, axis=0) - [255, 128, 0]).max() <= 2
+    closed, clean = fuse(sphere_shots(), FuseSettings(voxel=0.04, surface="poisson", poisson_depth=6, poisson_trim=0.0))
+    radius = np.linalg.norm(closed.vertices, axis=1)
+    assert np.abs(radius - 1).max() < 0.1
+    assert (clean.components, clean.holes) == (1, 0)
+    assert np.abs(np.median(closed.colors, axis=0) - [255, 128, 0]).max() <= 4
     empty = [(replace(render, alpha=render.alpha * 0), camera) for render, camera in sphere_shots(1)]
     with pytest.raises(InputError, match="no pixel with depth"):
         fuse(empty)
@@ -273,3 +328,5 @@ def test_without_open3d_the_cure_is_named(monkeypatch, tmp_path):
         export(photographed(20, 2), tmp_path / "mesh.glb")
     with pytest.raises(InputError, match="above 0"):
         FuseSettings(voxel=-1.0)
+    with pytest.raises(InputError, match="poisson"):
+        FuseSettings(poisson_depth=99)

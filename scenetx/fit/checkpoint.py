@@ -31,7 +31,7 @@ class Checkpoint:
 
 
 def fingerprint(scene: Scene, settings: FitSettings) -> str:
-    """A hash of everything the fit depends on: pixels, masks, cameras, points, settings."""
+    """A hash of everything the fit depends on: pixels, masks, cameras, points, first Gaussians, settings."""
     digest = hashlib.sha256(_VERSION.encode())
     kept = {name: value for name, value in asdict(settings).items() if name not in _WITHOUT_EFFECT}
     digest.update(json.dumps(kept, sort_keys=True).encode())
@@ -46,6 +46,9 @@ def fingerprint(scene: Scene, settings: FitSettings) -> str:
     if scene.points is not None:
         _add(digest, scene.points.positions)
         _add(digest, scene.points.colors)
+    if scene.gaussians is not None:
+        for name in ("means", "quats", "scales", "opacities", "sh"):
+            _add(digest, getattr(scene.gaussians, name))
     return digest.hexdigest()
 
 

@@ -1,13 +1,15 @@
 """Fewer and lighter splats for the same pictures: LightGaussian (Fan et al., arXiv 2311.17245) on `scenetx.splat`.
 
 Score every splat by what it adds to the training views, drop the least, let the rest recover, and take away bands of
-view-dependent colour while the full splats teach the light ones, also from views that no photo shows.
+view-dependent colour while the full splats teach the light ones, also from views that no photo shows. What the paper
+does not do: the splats then settle on the grid of the file they go into (`scenetx.fit.quantise`), positions first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,8 +20,10 @@ from scenetx.core.gaussians import SH_C0
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import viewing_distance
 from scenetx.fit.photometric import photometric_loss
+from scenetx.fit.quantise import Quantiser
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
+from scenetx.io.sog_steps import SogSteps, snap
 from scenetx.splat import Backend, rasterize
 
 
@@ -30,7 +34,9 @@ class CompressSettings:
     keep: float = 0.6  # share of the splats that stays; the paper prunes 0.66 of 3DGS's many
     sh_degree: int | None = None  # of the result; None = as it is
     rounds: int = 2  # pruning in several rounds, each with its share of the recovery, loses less than one cut
-    steps: int = 600  # gradient steps in all
+    steps: int = 600  # gradient steps of the recovery
+    grid: SogSteps | None = field(default_factory=SogSteps)  # of the result; None = free numbers
+    settle: int = 300  # gradient steps on that grid
     pseudo_views: float = 0.5  # share of the steps that look from where no photo was taken, at the teacher's picture
     jitter: float = 0.1  # of the pseudo-views, standard deviation in distances to the nearest training camera
     volume_power: float = 0.1  # beta of the paper's equation 4
@@ -48,12 +54,17 @@ class CompressSettings:
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise InputError("compress setting keep", self.keep, "use a share above 0, at most 1")
-        if self.rounds < 1 or self.steps < 0:
-            raise InputError("compress settings rounds, steps", (self.rounds, self.steps), "use 1 or more, 0 or more")
+        if self.rounds < 1 or self.steps < 0 or self.settle < 0:
+            shown = (self.rounds, self.steps, self.settle)
+            raise InputError("compress settings rounds, steps, settle", shown, "use 1 or more, 0 or more, 0 or more")
         if self.sh_degree is not None and not 0 <= self.sh_degree <= 3:
             raise InputError("compress setting sh_degree", self.sh_degree, "use 0 to 3")
         if not 0 <= self.pseudo_views <= 1:
             raise InputError("compress setting pseudo_views", self.pseudo_views, "use 0 to 1")
+
+    @property
+    def all_steps(self) -> int:
+        return self.steps + (self.settle if self.grid is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ def pseudo_cameras(
 
 
 def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> Iterator[CompressUpdate]:
-    """The scene's Gaussians with ``keep`` of their number and at most ``sh_degree`` bands, as `CompressUpdate`s.
+    """The scene's Gaussians with ``keep`` of their number and at most ``sh_degree`` bands, on the ``grid`` if there is
+    one, as `CompressUpdate`s.
 
     Held-out views are never looked at. Raises InputError for a scene without Gaussians or training views.
     """
@@ -134,10 +146,17 @@ def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> I
         while done < end:
             work.advance(done)
             done += 1
-            if done % 20 == 0 and done < settings.steps:
-                yield CompressUpdate(done, settings.steps, len(work.table))
+            if done % 20 == 0 and done < settings.all_steps:
+                yield CompressUpdate(done, settings.all_steps, len(work.table))
+    if settings.grid is not None:
+        work.quantise(settings.grid)
+        while done < settings.all_steps:
+            work.advance(done)
+            done += 1
+            if done % 20 == 0 and done < settings.all_steps:
+                yield CompressUpdate(done, settings.all_steps, len(work.table))
     gaussians = work.result()
-    yield CompressUpdate(settings.steps, settings.steps, len(gaussians), gaussians, work.scores(gaussians))
+    yield CompressUpdate(done, settings.all_steps, len(gaussians), gaussians, work.scores(gaussians))
 
 
 class _Work:
@@ -156,6 +175,7 @@ class _Work:
         self.table = trainable(replace(start, sh=start.sh[:, : (degree + 1) ** 2].contiguous()), selective=True)
         several = settings.exposure and len(self.views) > 1
         self.exposure = Exposure(len(self.views), rate=0.002, decay=0.01) if several else None
+        self.quantiser: Quantiser | None = None
 
     def _target(self, view: View) -> TargetView:
         return target_view(view, width=self.settings.width, pyramid=0)
@@ -165,8 +185,23 @@ class _Work:
         return significance(gaussians, self.cameras, volume_power=power, backend=backend)
 
     def result(self) -> Gaussians:
-        gaussians = activated(self.table, antialiased=self.teacher.antialiased).detach()
+        gaussians = self._student().detach()
         return gaussians[gaussians.finite()]
+
+    def _student(self) -> Gaussians:
+        student = activated(self.table, antialiased=self.teacher.antialiased)
+        return student if self.quantiser is None else self.quantiser.apply(student)
+
+    def quantise(self, steps: SogSteps) -> None:
+        """From now on the student is what a file will hold. Positions go onto their grid and stay there."""
+        free = activated(self.table, antialiased=self.teacher.antialiased).detach()
+        kept = free.finite() & (snap(free, steps).opacities > 0)  # what would vanish need not be stored
+        kept = kept if bool(kept.any()) else free.finite()
+        self.table.keep(kept)
+        free = free[kept]
+        self.quantiser = Quantiser.of(free, steps, self.scores(free))
+        with torch.no_grad():
+            self.table["means"].copy_(self.quantiser.rounded(free).means)
 
     def prune(self, count: int) -> None:
         if count < len(self.table):
@@ -182,7 +217,7 @@ class _Work:
         invented = bool(torch.rand(1, generator=self.generator) < self.settings.pseudo_views)
         if invented:
             target = self._invented(target)
-        student = activated(self.table, antialiased=self.teacher.antialiased)
+        student = self._student()
         rgb = rasterize(student, target.camera, backend=self.settings.backend).rgb[0]
         if self.exposure is not None and not invented:
             rgb = self.exposure.apply(rgb, index)
@@ -190,9 +225,9 @@ class _Work:
         if not bool(loss.detach().isfinite()):
             return
         loss.backward()
-        self._learn()
+        self._learn(step / max(self.settings.all_steps, 1))
         if self.exposure is not None and not invented:
-            self.exposure.step(step / max(self.settings.steps, 1))
+            self.exposure.step(step / max(self.settings.all_steps, 1))
 
     def _invented(self, like: Target) -> Target:
         """The teacher's picture from near a training camera, through the lens of ``like``."""
@@ -207,16 +242,18 @@ class _Work:
             rgb = rasterize(self.teacher, camera, backend=self.settings.backend).rgb[0]
         return Target(rgb.clamp(0, 1).mul(255).round().byte(), camera, None)
 
-    def _learn(self) -> None:
+    def _learn(self, progress: float) -> None:
+        """Rates fall along a cosine to a tenth, so that the last steps settle instead of shaking."""
         s = self.settings
-        rates = torch.full((3 * self.table["sh"].shape[1],), s.sh_rest_lr)
-        rates[:3] = s.sh_lr
+        slower = 0.55 + 0.45 * math.cos(math.pi * progress)
+        rates = torch.full((3 * self.table["sh"].shape[1],), slower * s.sh_rest_lr)
+        rates[:3] = slower * s.sh_lr
         self.table.step(
             {
-                "means": self.extent * s.means_lr,
-                "quats": s.quats_lr,
-                "log_scales": s.scales_lr,
-                "logits": s.opacities_lr,
+                "means": slower * self.extent * s.means_lr if self.quantiser is None else 0.0,
+                "quats": slower * s.quats_lr,
+                "log_scales": slower * s.scales_lr,
+                "logits": slower * s.opacities_lr,
                 "sh": rates,
             }
         )

@@ -55,16 +55,19 @@ class FitUpdate:
     snapshot: Callable[[], Gaussians] | None = None
 
 
-def fit_splats(scene: Scene, settings: FitSettings, *, checkpoint: Path | None = None) -> Iterator[FitUpdate]:
-    """Fit Gaussians to ``scene.training``; held-out views only ever measure.
+def fit_splats(
+    scene: Scene, settings: FitSettings, *, start: Gaussians | None = None, checkpoint: Path | None = None
+) -> Iterator[FitUpdate]:
+    """Fit Gaussians to ``scene.training``; held-out views only ever measure. ``start``: the first ones (default: from
+    the scene's points).
 
     The result is in the scene's own frame and scale. With ``checkpoint`` the state is written there now and then, and
     when the iterator is closed or interrupted; a later call with the same scene and settings goes on from it and, on
     the CPU backend, ends with the same bits as an undisturbed run. A checkpoint of another scene or other settings is
     ignored and replaced. Raises InputError when there is no training view, or when the loss stops being finite.
     """
-    fit = _Fit(scene, settings)
-    owner = fingerprint(scene, settings) if checkpoint is not None else ""
+    fit = _Fit(scene, settings, start)
+    owner = fingerprint(replace(scene, gaussians=start), settings) if checkpoint is not None else ""
     if checkpoint is not None:
         fit.restore(read_checkpoint(checkpoint, owner))
     saved_at = told_at = time.monotonic()
@@ -95,11 +98,12 @@ def fit_splats(scene: Scene, settings: FitSettings, *, checkpoint: Path | None =
 class _Fit:
     """The mutable state of a running fit. Randomness is drawn anew from (seed, purpose, step), so none needs saving."""
 
-    def __init__(self, scene: Scene, settings: FitSettings) -> None:
+    def __init__(self, scene: Scene, settings: FitSettings, start: Gaussians | None = None) -> None:
         self.scene, self.settings = scene, settings
         self.step, self.seconds, self.skipped, self.bad_run, self.loss = 0, 0.0, 0, 0, math.nan
         self.busy = False
-        first = first_gaussians(scene, settings).to(settings.device)
+        first = first_gaussians(scene, settings) if start is None else start.detach()[start.finite()]
+        first = first.to(settings.device)
         self.first_count = len(first)
         self.table = trainable(first, selective=settings.selective)
         self.views = [self._target(view, settings.pyramid) for view in scene.training]

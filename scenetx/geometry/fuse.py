@@ -1,6 +1,7 @@
 """A mesh from depth: rendered pictures fused into a truncated signed distance field, and how clean the result is.
 
-Fusion is Open3D's (the extra ``mesh``; imported when asked for): Curless and Levoy 1996, over a sparse block grid.
+Fusion is Open3D's (the extra ``mesh``; imported when asked for): Curless and Levoy 1996, over a sparse block grid; a
+Poisson surface of the fused points is the option that closes holes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -27,12 +28,20 @@ class FuseSettings:
     least_alpha: float = 0.5  # pixels that the splats cover less are not used
     farthest: float | None = None  # None: four times the median depth
     smallest: int = 100  # triangles; smaller pieces are thrown away
+    surface: Literal["tsdf", "poisson"] = "tsdf"  # poisson closes holes and smooths; the TSDF keeps what was seen
+    poisson_depth: int = 9  # of the octree: twice the detail a step
+    poisson_trim: float = 0.02  # share of the vertices, the least supported by points, that is cut off again
 
     def __post_init__(self) -> None:
         for name in ("voxel", "truncation", "farthest"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"mesh setting {name}", value, "use a number above 0")
+        if self.surface not in ("tsdf", "poisson"):
+            raise InputError("mesh setting surface", self.surface, "use tsdf or poisson")
+        if not (4 <= self.poisson_depth <= 13 and 0 <= self.poisson_trim < 1):
+            shown = (self.poisson_depth, self.poisson_trim)
+            raise InputError("mesh settings poisson_depth, poisson_trim", shown, "use 4 to 13, and a share below 1")
 
 
 @dataclass(frozen=True)
@@ -99,12 +108,27 @@ def fuse(pictures: Iterable[tuple[Render, Cameras]], settings: FuseSettings | No
             camera.width, camera.height, K[0, 0], K[1, 1], K[0, 2] - 0.5, K[1, 2] - 0.5
         )
         volume.integrate(rgbd, lens, camera.cam_from_world[0].detach().cpu().double().numpy())
-    found = volume.extract_triangle_mesh()
+    found = volume.extract_triangle_mesh() if settings.surface == "tsdf" else _poisson(library, volume, settings)
     colors = (255 * np.asarray(found.vertex_colors)).round().clip(0, 255).astype(np.uint8)
     mesh = Mesh(np.asarray(found.vertices).copy(), np.asarray(found.triangles).astype(np.int64), colors)
     if not len(mesh.faces):
         raise InputError("mesh", "the depth makes no surface", "use a coarser voxel, or more views")
     return without_crumbs(mesh, settings.smallest)
+
+
+def _poisson(library: Any, volume: Any, settings: FuseSettings) -> Any:
+    """Screened Poisson surface (Kazhdan and Hoppe, 2013) of the fused points and normals, Open3D's; cut where no point
+    supports it, and to the points' box."""
+    cloud = volume.extract_point_cloud()
+    if len(cloud.points) < 100:
+        raise InputError("mesh", f"{len(cloud.points)} surface points", "use a coarser voxel, or more views")
+    # One thread: the solver's result depends on their number otherwise.
+    found, support = library.geometry.TriangleMesh.create_from_point_cloud_poisson(
+        cloud, depth=settings.poisson_depth, linear_fit=True, n_threads=1
+    )
+    support = np.asarray(support)
+    found.remove_vertices_by_mask(support < np.quantile(support, settings.poisson_trim))
+    return found.crop(cloud.get_axis_aligned_bounding_box())
 
 
 def without_crumbs(mesh: Mesh, smallest: int) -> tuple[Mesh, Cleanliness]:

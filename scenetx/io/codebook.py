@@ -15,10 +15,14 @@ def scalar_codebook(values: Float[np.ndarray, "n"], *, rounds: int = 12) -> Floa
     """256 sorted levels for ``values`` by Lloyd's algorithm (1957/1982), deterministic.
 
     Starts with half of the levels at equal counts and half at equal steps, so that rare large values keep levels of
-    their own. The ends are the smallest and the largest value: nothing is ever cut. All zeros when there are no values.
+    their own. The ends are the smallest and the largest value: nothing is ever cut. At most 256 distinct values are
+    kept as they are. All zeros when there are no values.
     """
     if not len(values):
         return np.zeros(ENTRIES)
+    distinct = np.unique(values.astype(np.float64))
+    if len(distinct) <= ENTRIES:
+        return np.concatenate([distinct, np.full(ENTRIES - len(distinct), distinct[-1])])
     ordered = np.sort(values.astype(np.float64))
     share = (np.arange(ENTRIES // 2) + 0.5) / (ENTRIES // 2)
     even = np.linspace(ordered[0], ordered[-1], ENTRIES // 2)
@@ -53,6 +57,9 @@ def palette(
     vectors = vectors.detach().float()
     if len(vectors) <= count:
         return vectors.clone(), torch.arange(len(vectors))
+    distinct, which = torch.unique(vectors, dim=0, return_inverse=True)
+    if len(distinct) <= count:
+        return distinct, which
     mass = torch.ones(len(vectors)) if weights is None else weights.detach().float().clamp_min(1e-12)
     order = (vectors.norm(dim=-1) * mass.sqrt()).argsort(descending=True, stable=True)
     start = torch.linspace(0, 1, count).square() * (len(vectors) - 1)  # denser among what is large and weighs

@@ -81,7 +81,8 @@ def write_sog(
     if len(gaussians) > MOST or gaussians.sh_degree > 3:
         shown = f"{len(gaussians)} splats of SH degree {gaussians.sh_degree}"
         raise InputError(str(path), shown, f"write at most {MOST} splats of degree 3 as SOG")
-    order = torch.from_numpy(morton_order(gaussians.means.numpy()))
+    # Along the curve in the coordinates that are stored: one far splat would otherwise spoil the order of all others.
+    order = torch.from_numpy(morton_order(_logs(gaussians.means.numpy())))
     gaussians = gaussians[order]
     count = len(gaussians)
     meta: dict[str, Any] = {"version": 2, "count": count, "antialias": gaussians.antialiased}
@@ -107,8 +108,12 @@ def write_sog(
 # writing
 
 
+def _logs(means: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    return np.sign(means) * np.log1p(np.abs(means))
+
+
 def _put_means(means: Float[np.ndarray, "n 3"], shape: tuple[int, int], files: dict[str, bytes]) -> dict[str, Any]:
-    logs = np.sign(means) * np.log1p(np.abs(means))
+    logs = _logs(means)
     low = logs.min(0, initial=np.inf) if len(logs) else np.zeros(3)
     high = logs.max(0, initial=-np.inf) if len(logs) else np.zeros(3)
     share = (logs - low) / np.where(high > low, high - low, 1)

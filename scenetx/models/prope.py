@@ -8,6 +8,7 @@ world frame drops out, and keys and values can be stored transformed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,41 @@ def projections(cameras: Cameras) -> Float[Tensor, "n 4 4"]:
     K[:, :2, 2] = cameras.K[:, :2, 2] / size - 0.5
     K[:, 2, 2] = K[:, 3, 3] = 1
     return K @ invert_rigid(cameras.world_from_cam)
+
+
+@runtime_checkable
+class Place(Protocol):
+    """Where a sequence's tokens are, as attention asks for it: queries, keys and values in, the answer out."""
+
+    def query(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]: ...
+    def stored(self, k: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]: ...
+    def value(self, v: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]: ...
+    def answer(self, out: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]: ...
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Places within a picture only: queries and keys turn (2-D RoPE), values stay as they are."""
+
+    rope: Rope
+
+    @staticmethod
+    def of(grid: Int[Tensor, "n 2"], head_dim: int, device: torch.device | str = "cpu") -> Turned:
+        """Raises ValueError for a head dimension that is not a multiple of 4."""
+        rope = rope_2d(grid.cpu(), head_dim)
+        return Turned(Rope(rope.cos.to(device), rope.sin.to(device)))
+
+    def query(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        return rotate(q, self.rope)
+
+    def stored(self, k: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        return rotate(k, self.rope)
+
+    def value(self, v: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        return v
+
+    def answer(self, out: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        return out
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,10 @@ class Prope:
     def stored(self, k: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         """``P^-1 k``, and the same for values."""
         return self._apply(k, self.inverse, self.rope)
+
+    def value(self, v: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """As keys."""
+        return self.stored(v)
 
     def answer(self, out: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         """``P out``, turned back."""

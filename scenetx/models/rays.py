@@ -104,8 +104,8 @@ def first_frame(cameras: Cameras, scenes: int = 1) -> Frame:
     return Frame(invert_rigid(poses[:, 0]), torch.ones(scenes, dtype=torch.float64, device=poses.device))
 
 
-def mean_frame(cameras: Cameras, scenes: int = 1) -> Frame:
-    """Origin at the mean centre, axes from the mean forward and down, largest coordinate 1 / 1.35 (LVSM).
+def mean_frame(cameras: Cameras, scenes: int = 1, *, margin: float = MEAN_FRAME_MARGIN) -> Frame:
+    """Origin at the mean centre, axes from the mean forward and down, largest coordinate 1 / ``margin`` (LVSM).
 
     Cameras that coincide keep world units. Where the mean directions vanish or coincide (cameras all around), the first
     camera's axes are taken.
@@ -127,7 +127,7 @@ def mean_frame(cameras: Cameras, scenes: int = 1) -> Frame:
     largest = inside.abs().flatten(1).amax(-1)
     # Centres that differ by rounding only are one place: blowing them up would be noise.
     place = mean[:, :3, 3].abs().amax(-1).clamp_min(1.0)
-    scale = torch.where(largest > 1e-9 * place, 1 / (MEAN_FRAME_MARGIN * largest), torch.ones_like(largest))
+    scale = torch.where(largest > 1e-9 * place, 1 / (margin * largest), torch.ones_like(largest))
     return Frame(model_from_world, scale)
 
 

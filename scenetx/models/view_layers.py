@@ -14,7 +14,7 @@ from scenetx.core import Cameras
 from scenetx.models.attention import attend
 from scenetx.models.blocks import Blocks
 from scenetx.models.layers import Mlp
-from scenetx.models.prope import Prope
+from scenetx.models.prope import Place, Prope
 from scenetx.models.rays import Rays, camera_rays
 
 EPS = 1e-5
@@ -33,11 +33,11 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(dim // heads, eps=EPS)
         self.k_norm = nn.RMSNorm(dim // heads, eps=EPS)
 
-    def forward(self, x: Float[Tensor, "b n c"], place: Prope | None = None) -> Float[Tensor, "b n c"]:
+    def forward(self, x: Float[Tensor, "b n c"], place: Place | None = None) -> Float[Tensor, "b n c"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if place is not None:
-            q, k, v = place.query(q), place.stored(k), place.stored(v)
+            q, k, v = place.query(q), place.stored(k), place.value(v)
         out = attend(q, k, v)
         if place is not None:
             out = place.answer(out)
@@ -92,7 +92,7 @@ class SelfBlock(nn.Module):
         self.norm1, self.attn = norm(dim), SelfAttention(dim, heads)
         self.norm2, self.mlp = norm(dim), Mlp(dim, 4 * dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "b n c"], place: Prope | None = None) -> Float[Tensor, "b n c"]:
+    def forward(self, x: Float[Tensor, "b n c"], place: Place | None = None) -> Float[Tensor, "b n c"]:
         x = x + self.gain * self.attn(self.norm1(x), place)
         return x + self.gain * self.mlp(self.norm2(x))
 

@@ -62,7 +62,7 @@ def read_layout(path: str | Path) -> dict[str, Tensor]:
 
 def tensors_of(content: object, what: str) -> dict[str, Tensor]:
     """The state dict in what a file held: itself, or under the customary names."""
-    for name in ("model", "state_dict", "net"):
+    for name in ("ema", "model", "state_dict", "net"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if isinstance(content, Mapping) and all(isinstance(content.get(part), Mapping) for part in ("encoder", "decoder")):

@@ -17,7 +17,7 @@ from scenetx.core import InputError
 from scenetx.models.hub import find_local
 from scenetx.models.weights import fill_bare, load_strictly, read_layout, read_weights
 
-Kind = Literal["geometry", "view-synthesis"]
+Kind = Literal["geometry", "view-synthesis", "splats"]
 APACHE = "Apache-2.0"
 CC_NC = "CC BY-NC 4.0"
 
@@ -119,7 +119,22 @@ VIEW_SYNTHESIS = (
     _unhosted("dyst", "dyst:Dyst", "dyso", 470, "arXiv 2310.06020", UNTRAINED),
     _unhosted("gnt-move", "gnt:Gnt", "move", 7, "arXiv 2308.11793", UNTRAINED),
 )
-ZOO: dict[str, Published] = {entry.name: entry for entry in (*ENTRIES, *VIEW_SYNTHESIS)}
+SPLATS = (
+    Published(
+        "mvp",
+        "splats",
+        "scenetx.models.mvp:Mvp",
+        "960x540",
+        "Gynjn/MVP",
+        "mvp.pt",
+        965,
+        "MIT",
+        True,
+        "arXiv 2512.07806",
+        "posed pictures to Gaussians; trained on DL3DV at 960 x 540",
+    ),
+)
+ZOO: dict[str, Published] = {entry.name: entry for entry in (*ENTRIES, *VIEW_SYNTHESIS, *SPLATS)}
 
 
 def find(name: str) -> Published:

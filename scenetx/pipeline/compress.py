@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from scenetx.core import Gaussians, InputError, Scene
 from scenetx.core.atomic import write_bytes
 from scenetx.fit import evaluate_views
 from scenetx.fit.compress import CompressSettings, compress_splats
+from scenetx.fit.quantise import Quantiser
 from scenetx.io.json_value import to_json
 from scenetx.io.ply import write_splat_ply
 from scenetx.io.scene_dir import load_scene
@@ -93,9 +95,9 @@ def compress(
 ) -> RateCurve:
     """Small splat files of a scene folder in ``output`` (default SCENE/compressed), and their rate-distortion table.
 
-    The full splats are packed in every format first. Where SOG misses the target they are made fewer
-    (`scenetx.fit.compress`), as many as the target leaves room for, and packed again; every file is read back before
-    it is scored on the held-out views (on training views, and said so, where none was held out).
+    The full splats are packed in every format first. Where SOG misses the target their numbers are made coarser and
+    they are made fewer (`scenetx.fit.compress`), as many as the target leaves room for, and packed again; every file
+    is read back before it is scored on the held-out views (on training views, and said so, where none was held out).
 
     Raises:
         InputError: no splats, no registered views, or a file that cannot be written.
@@ -115,7 +117,7 @@ def compress(
     )
     if best.ratio < plan.target:
         room = work.points[0].bytes * SLACK / plan.target
-        keep = max(LEAST_KEEP, min(1.0, room / best.bytes))
+        keep = max(LEAST_KEEP, min(1.0, room / work.packed_size(scene.gaussians, plan.fit)))
         light, scores = _light(scene, replace(plan.fit, keep=keep), report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:
@@ -164,21 +166,33 @@ class _Bench:
         write_gaussians(gaussians, path)
         return self._score(path, splats)
 
+    def packed_size(self, gaussians: Gaussians, settings: CompressSettings) -> int:
+        """Bytes of the .sog of all splats on the grid that the light ones will be on; nothing is kept of it."""
+        gaussians = gaussians.detach()[gaussians.finite()].to("cpu")
+        if settings.sh_degree is not None:
+            gaussians = replace(gaussians, sh=gaussians.sh[:, : (settings.sh_degree + 1) ** 2])
+        if settings.grid is not None:
+            gaussians = Quantiser.of(gaussians, settings.grid).rounded(gaussians)
+        path = self.folder / "trial.sog"
+        try:
+            write_sog(gaussians, path)
+            return path.stat().st_size
+        finally:
+            path.unlink(missing_ok=True)
+
     def pack_to_size(self, gaussians: Gaussians, scores: Float[Tensor, "g"], most: int) -> RatePoint:
-        """A .sog of at most ``most`` bytes where a smaller palette or fewer splats can make it so."""
+        """A .sog of at most ``most`` bytes where leaving out the least significant splats can make it so."""
         path = self.folder / "splats.sog"
-        entries = max(64, len(gaussians) // 16)
         for _ in range(4):
-            write_sog(gaussians, path, entries=entries, weights=scores)
+            write_sog(gaussians, path, weights=scores)
             size = path.stat().st_size
-            if size <= most:
+            if size <= most or len(gaussians) < 64:
                 break
-            if entries > 64:
-                entries = max(64, entries // 4)
-            else:
-                order = scores.argsort(descending=True, stable=True)
-                kept = order[: max(1, int(len(gaussians) * SLACK * most / size))].sort().values
-                gaussians, scores = gaussians[kept], scores[kept]
+            # The outermost splats stay: positions are stored between them, and would leave their grid without them.
+            ends = torch.cat([gaussians.means.argmin(0), gaussians.means.argmax(0)])
+            order = scores.index_fill(0, ends, torch.inf).argsort(descending=True, stable=True)
+            kept = order[: max(1, int(len(gaussians) * SLACK * most / size))].sort().values
+            gaussians, scores = gaussians[kept], scores[kept]
         return self._score(path, "light")
 
     def _score(self, path: Path, splats: str) -> RatePoint:

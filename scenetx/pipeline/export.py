@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scenetx.core import InputError, Scene
+from scenetx.geometry.fuse import FuseSettings
 from scenetx.io.colmap import write_colmap
 from scenetx.io.glb import write_glb
 from scenetx.io.ply import write_points_ply
@@ -21,7 +22,7 @@ def export(scene: Scene, target: str | Path) -> Path:
 
     ``*.ply .compressed.ply .splat .spz .sog`` splats (a name that begins with "points": the point cloud, as ``.ply``),
     ``*.glb`` points and camera frustums (a name that begins with "splats": splats as KHR_gaussian_splatting), ``mesh*``
-    as ``.glb .ply .obj`` a mesh of the splats with its report beside it,
+    as ``.glb .ply .obj`` a mesh of the splats with its report beside it ("mesh-poisson*": a closed surface),
     ``*.json`` nerfstudio transforms, ``*.html`` the viewer with the scene inside, a name without
     suffix: a COLMAP model (binary).
     """
@@ -33,7 +34,7 @@ def export(scene: Scene, target: str | Path) -> Path:
             raise InputError(str(target), "the scene has no points", "reconstruct it first")
         write_points_ply(scene.points, target)
     elif target.name.startswith("mesh") and suffix in MESH_SUFFIXES:
-        export_mesh(scene, target)
+        export_mesh(scene, target, FuseSettings(surface="poisson" if "poisson" in target.stem else "tsdf"))
     elif suffix in SPLAT_SUFFIXES or (suffix == ".glb" and target.name.startswith("splats")):
         if scene.gaussians is None:
             raise InputError(str(target), "the scene has no splats", "reconstruct it without --no-splats first")

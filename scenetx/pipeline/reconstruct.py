@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scenetx.config import load_settings, to_dict
-from scenetx.core import InputError, Scene, Stage
+from scenetx.core import Gaussians, InputError, Scene, Stage
 from scenetx.fit import FitSettings, fit_splats
 from scenetx.fit import settings_for as fit_settings_for
 from scenetx.geometry.sfm import SfmSettings
 from scenetx.io.prepare import PrepareSettings, hold_out, open_source
 from scenetx.io.scene_dir import load_scene, save_scene
 from scenetx.pipeline.cameras import find_cameras
+from scenetx.pipeline.instant import (
+    METHODS,
+    InstantSettings,
+    SplatsBy,
+    instant_splats,
+    method,
+    shortened,
+    side_by_side,
+)
 from scenetx.pipeline.page import write_page
 from scenetx.pipeline.predict import PredictSettings
 from scenetx.pipeline.render import PathSettings, render_path
@@ -35,11 +44,13 @@ class ReconstructSettings:
     model: str = "auto"
     """auto, sfm, a published model's name (scenetx models list) or a weight file."""
     eval_every: int = 8
-    splats: bool = True
+    splats: SplatsBy = "fitted"
+    """fitted, refined (one pass, then a short fit), instant (one pass) or none."""
     preview: bool = True
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     sfm: SfmSettings = field(default_factory=SfmSettings)
     predict: PredictSettings = field(default_factory=PredictSettings)
+    instant: InstantSettings = field(default_factory=InstantSettings)
     fit: FitSettings = field(default_factory=FitSettings)
 
 
@@ -85,7 +96,7 @@ def reconstruct(
     with space.held(again=again):
         scene = _cameras(str(source), settings, space)
         watcher.scene(scene)
-        if settings.splats:
+        if settings.splats != "none":
             scene = _splats(scene, settings, space, watcher)
         scene = _scores(scene, reference, settings, space)
         scene = replace(scene, history=(*space.stages, _summary(str(source), settings)))
@@ -100,7 +111,10 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
         notes.append(f"{len(opened.scene.views)} pictures")
     if opened.kind == "scene":
         # Fitted anew from its own cameras; which views were held out may change.
-        return hold_out(replace(load_scene(opened.path), gaussians=None, metrics={}), settings.eval_every)
+        scene = load_scene(opened.path)
+        if scene.gaussians is not None:  # its depth is what those splats show: nothing to start anew from
+            scene = replace(scene, views=tuple(replace(view, depth=None) for view in scene.views))
+        return hold_out(replace(scene, gaussians=None, metrics={}), settings.eval_every)
     with space.stage("cameras", to_dict(settings.sfm)) as notes:
         scene = find_cameras(
             opened,
@@ -115,10 +129,32 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
 
 
 def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watcher: Watcher) -> Scene:
+    """Gaussians in the way asked for; ``metrics`` of the result compares the ways gone."""
+    if settings.splats == "fitted":
+        scene = _fitted(scene, settings.fit, None, space, watcher)
+        return replace(scene, metrics={METHODS: [_method("fitted", scene, space)]})
+    with space.stage("instant", to_dict(settings.instant)) as notes:
+        say = space.progress("instant")
+        start = instant_splats(scene, settings.instant, settings.fit, settings.predict.lift, notes, say)
+    scene = replace(scene, gaussians=start)
+    rows = [_method("instant", scene, space)]
+    if settings.splats == "refined":
+        scene = _fitted(scene, shortened(settings.fit, settings.instant), start, space, watcher)
+        rows.append(_method("refined", scene, space))
+    return replace(scene, metrics={METHODS: rows})
+
+
+def _method(by: str, scene: Scene, space: Workspace) -> dict[str, Any]:
+    seconds = sum(stage.seconds for stage in space.stages if stage.name in ("instant", "splats"))
+    assert scene.gaussians is not None
+    return method(by, seconds, scene, scene.gaussians)
+
+
+def _fitted(scene: Scene, fit: FitSettings, start: Gaussians | None, space: Workspace, watcher: Watcher) -> Scene:
     """Fit Gaussians; refined poses replace the views' cameras."""
-    with space.stage("splats", to_dict(settings.fit)) as notes:
+    with space.stage("splats", to_dict(fit)) as notes:
         update = None
-        for update in fit_splats(scene, settings.fit, checkpoint=space.work / "fit.safetensors"):
+        for update in fit_splats(scene, fit, start=start, checkpoint=space.work / "fit.safetensors"):
             psnr = f", held-out {update.psnr:.1f} dB" if update.psnr is not None else ""
             watcher.fitting(update)
             space.report("splats", update.step / update.steps, f"{update.num_gaussians:,} splats{psnr}")
@@ -137,7 +173,9 @@ def _scores(scene: Scene, reference: str | Path | None, settings: ReconstructSet
         metrics = evaluate(scene, reference=reference)
     seconds = {stage.name: stage.seconds for stage in space.stages}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    described = {"seconds": seconds, "model": scene.posed_by, "quality": settings.quality}
+    described: dict[str, Any] = {"seconds": seconds, "model": scene.posed_by, "quality": settings.quality}
+    if METHODS in scene.metrics:
+        described[METHODS] = side_by_side(scene.metrics[METHODS], space.folder)
     return replace(scene, metrics={**metrics, **described, "peak_memory_gib": round(peak / 2**20, 2)})
 
 

@@ -62,6 +62,29 @@ def reference_section(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def methods_section(metrics: Mapping[str, Any]) -> str:
+    """Ways to make the splats, side by side: time and quality on held-out pictures."""
+    rows = metrics.get("splats")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
+        return ""
+    body = ""
+    for row in rows:
+        seconds = row.get("seconds")
+        known = isinstance(seconds, int | float) and math.isfinite(seconds)
+        took = seconds_text(float(seconds)) if known else "not measured"
+        count = row.get("gaussians")
+        cells = [took, number(row.get("psnr"), 2), number(row.get("ssim"), 3)]
+        cells.append(f"{count:,}" if isinstance(count, int) else "not measured")
+        numbers = "".join(f'<td class="num">{escape(cell)}</td>' for cell in cells)
+        body += f"<tr><td>{escape(str(row.get('by', '')))}</td>{numbers}</tr>"
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Splats", "Time", "PSNR, dB", "SSIM", "Number"))
+    return (
+        '<section><h2>Ways to the splats</h2><p class="soft">instant: one pass over the depth of the pictures, nothing '
+        "fitted; refined: a short fit from there; fitted: the whole fit. On the held-out pictures, without the time "
+        f'for cameras.</p><table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></section>'
+    )
+
+
 def history_section(scene: Scene) -> str:
     """Seconds, settings and notes of each stage."""
     stages = list(scene.history)

@@ -1,0 +1,189 @@
+"""Splats in one pass, the training pictures' depth lifted to Gaussians; and a short fit that starts there.
+
+Depth comes from the geometry model where one was used, from the source where it brings depth, and else from plane-sweep
+stereo between the scene's cameras; where even that finds nothing, the sparse points become splats of their spacing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from scenetx.core import Cameras, Gaussians, InputError, Scene, View
+from scenetx.fit import FitSettings, evaluate_views
+from scenetx.fit.initialise import first_gaussians
+from scenetx.geometry.lift import LiftSettings, nearest_views
+from scenetx.geometry.sweep import SweepSettings, filled, in_free_space, sweep
+from scenetx.models.mvp import Mvp
+from scenetx.models.pixel_splats import merged, pixel_gaussians
+from scenetx.models.zoo import find, load_model
+
+SplatsBy = Literal["fitted", "refined", "instant", "none"]
+METHODS = "splats"  # in metrics.json: what each way came to, side by side
+WHOLE = 0.5  # share of the views that need depth for it to be used
+Say = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class InstantSettings:
+    """How splats are made in one pass, and the short fit after it."""
+
+    model: str = ""
+    """A model that answers with splats (mvp) instead of lifted depth; its weights must have been fetched."""
+    pixels: int = 1_500_000
+    """Pixels of all pictures together that are lifted, at most."""
+    hole: float = 0.02
+    """Weight of pixels whose depth was filled in from around."""
+    witnesses: int = 12
+    """Nearest pictures that are asked whether a filled pixel is in their way."""
+    steps: float = 0.1
+    """Of the fit's steps, those that refining takes."""
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+
+
+def instant_splats(
+    scene: Scene, settings: InstantSettings, fit: FitSettings, lift: LiftSettings, notes: list[str], say: Say
+) -> Gaussians:
+    """At most ``fit.max_splats`` Gaussians in the scene's frame, from its training views only.
+
+    Raises InputError for a scene without a training view, or for weights that are not here.
+    """
+    if not scene.training:
+        raise InputError("instant splats", "no training view with a camera", "run SfM first or give posed pictures")
+    if settings.model:
+        return _by_model(scene, settings, fit, notes)
+    views = [view for view in scene.training if view.depth is not None and bool((view.depth > 0).any())]
+    origin = "depth that is there"
+    if len(views) < WHOLE * len(scene.training):
+        origin = "plane-sweep depth between the cameras"
+        try:
+            views = sweep(scene.training, scene.points, settings.sweep, lift, say)
+            views = [view for view in views if view.depth is not None and bool((view.depth > 0).any())]
+        except InputError as error:
+            notes.append(f"no dense depth: {error}")
+            views = []
+    if not views:
+        sized = first_gaussians(scene, replace(fit, initial_opacity=0.8))
+        notes.append(f"{len(sized):,} splats are the sparse points at their spacing, not fitted: expect holes")
+        return sized
+    known = sum(float((view.depth > 0).float().mean()) for view in views if view.depth is not None) / len(views)
+    gaussians = lifted(views, fit.max_splats, settings)
+    notes.append(f"{len(gaussians):,} splats lifted from {origin} ({100 * known:.0f}% of the pixels), not fitted")
+    return gaussians
+
+
+def lifted(views: Sequence[View], most: int, settings: InstantSettings) -> Gaussians:
+    """The views' pixels as Gaussians, merged into at most ``most``.
+
+    Holes in a picture's depth are filled from around, count little, and only where no other picture looks through.
+    """
+    area = sum(view.height * view.width for view in views)
+    share = min(1.0, (settings.pixels / area) ** 0.5)
+    shots = [_reduced(view, share) for view in views]
+    known = [shot.depth for shot in shots]
+    cameras = [shot.camera for shot in shots]
+    parts, weights = [], []
+    for index, shot in enumerate(shots):
+        depth = filled(shot.depth)
+        others = nearest_views(cameras, index, settings.witnesses)
+        guessed = (shot.depth == 0) & (depth > 0)
+        refused = guessed & in_free_space(depth, known, cameras, index, others)
+        depth = torch.where(refused | ~shot.used, 0.0, depth)
+        parts.append(pixel_gaussians(shot.image[None], depth[None], shot.camera))
+        weights.append(torch.where(guessed, settings.hole, 1.0)[depth > 0])
+    eyes = torch.cat([camera.centers for camera in cameras])
+    return merged(Gaussians.cat(parts), torch.cat(weights), eyes, most)
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A view at the size at which it is lifted."""
+
+    image: Float[Tensor, "h w 3"]
+    depth: Float[Tensor, "h w"]
+    used: Bool[Tensor, "h w"]
+    camera: Cameras
+
+
+def _reduced(view: View, share: float) -> _Shot:
+    assert view.camera is not None
+    assert view.depth is not None
+    height, width = max(1, round(view.height * share)), max(1, round(view.width * share))
+    depth = interpolate(view.depth[None, None].float(), size=(height, width), mode="nearest")[0, 0]
+    image = interpolate(view.image.permute(2, 0, 1)[None].float() / 255, size=(height, width), mode="area")
+    used = torch.ones(height, width, dtype=torch.bool)
+    if view.mask is not None:
+        used = interpolate(view.mask[None, None].float(), size=(height, width), mode="area")[0, 0] > 0.5
+    camera = view.camera.to(torch.float32).resized(height, width)
+    return _Shot(image[0].permute(1, 2, 0), depth, used, camera)
+
+
+def _by_model(scene: Scene, settings: InstantSettings, fit: FitSettings, notes: list[str]) -> Gaussians:
+    """A model's own splats from the training pictures, all brought to one size; opacity averaged over their cameras."""
+    if find(settings.model).kind != "splats":
+        raise InputError("instant.model", settings.model, "name a model of kind splats (scenetx models list)")
+    model = load_model(settings.model)
+    assert isinstance(model, Mvp)
+    first = scene.training[0]
+    share = min(1.0, fit.width / max(first.height, first.width))
+    height, width = round(first.height * share), round(first.width * share)
+    images, cameras = [], []
+    for view in scene.training:
+        assert view.camera is not None
+        image = view.image.permute(2, 0, 1)[None].float() / 255
+        images.append(interpolate(image, size=(height, width), mode="area")[0].permute(1, 2, 0))
+        cameras.append(view.camera.to(torch.float32).resized(height, width))
+    together = Cameras.cat(cameras)
+    with torch.inference_mode():
+        found = model(torch.stack(images), together).baked(together.centers)
+    found = found[found.finite() & (found.opacities > 1 / 255)]
+    gaussians = merged(found, found.opacities, together.centers, fit.max_splats)
+    notes.append(f"{len(gaussians):,} splats from {settings.model} in one pass, not fitted")
+    return gaussians
+
+
+def shortened(fit: FitSettings, settings: InstantSettings) -> FitSettings:
+    """The fit that refines splats of one pass: few steps, near where it ends, no long walks."""
+    steps = max(100, round(settings.steps * fit.steps))
+    return replace(
+        fit,
+        steps=steps,
+        pyramid=min(fit.pyramid, 1),
+        pyramid_until=0.2,
+        sh_interval=max(1, steps // 4),
+        refine_interval=max(10, steps // 20),
+        means_lr=fit.means_lr / 4,
+        noise_lr=fit.noise_lr / 10,
+    )
+
+
+def method(by: str, seconds: float, scene: Scene, gaussians: Gaussians) -> dict[str, Any]:
+    """One line of the comparison: how long, and how good on held-out pictures (None where none is held out)."""
+    scores = evaluate_views(scene, gaussians)
+    judged = bool(scores.psnr)
+    return {
+        "by": by,
+        "seconds": round(seconds, 2),
+        "psnr": round(scores.mean_psnr, 4) if judged else None,
+        "ssim": round(scores.mean_ssim, 5) if judged else None,
+        "gaussians": len(gaussians),
+    }
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """These lines and those of other ways that an earlier run left in the folder's metrics.json, quickest first."""
+    try:
+        earlier = json.loads((folder / "metrics.json").read_text())[METHODS]
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = []
+    kept = {row["by"]: dict(row) for row in earlier if isinstance(row, dict) and "by" in row}
+    kept |= {str(row["by"]): dict(row) for row in rows}
+    return sorted(kept.values(), key=lambda row: float(row.get("seconds") or 0.0))
