@@ -9,11 +9,13 @@ from test_models_cache import made
 
 from scenetx.core import InputError
 from scenetx.core.rigid import invert_rigid
+from scenetx.live.intrinsics import Intrinsics
 from scenetx.live.keyframes import KeyframeSettings
 from scenetx.live.kv_map import SPARE, Eye, KvMap
 from scenetx.live.kv_session import KvSession, SessionSettings, open_kv, open_session
 from scenetx.live.kv_tracker import KvSettings, KvTracker
-from scenetx.live.update import Locator
+from scenetx.live.track import Tracker
+from scenetx.live.update import Frame, Locator
 from scenetx.models.pictures import SizeRule
 
 
@@ -215,3 +217,23 @@ def test_unknown_models_are_refused_in_words():
     with pytest.raises(InputError, match="not geometry"):
         open_session("srt-msn")
     assert replace(SessionSettings(), first=1).first == 1
+
+
+def test_the_tracker_makes_states_of_a_growing_map():
+    oracle = Oracle(walk(30, turn=2.0))
+    with session_of(oracle) as session:
+        tracker = Tracker(session, Intrinsics())
+        updates = []
+        for index, image in enumerate(oracle.pictures):
+            updates.append(tracker.step(Frame(index, index / 10, image.clone())))
+            assert session._mapper.settle(30)
+    states = [update.status for update in updates]
+    begun = states.index("tracking")
+    assert states == ["init"] * begun + ["tracking"] * (30 - begun)
+    assert sum(update.added for update in updates) >= 4
+    assert updates[-1].keyframes == session.keyframes
+    # The focal length is the model's, once there is a map.
+    assert torch.allclose(updates[-1].K, lens(), rtol=1e-5)
+    rotation, center = errors([update.world_from_cam for update in updates], oracle, range(30))
+    assert rotation < 1e-4
+    assert center < 1e-3

@@ -170,8 +170,8 @@ def open_eye(model: str, *, weights: str = "hub", side: int = 0, device: str = "
     """A geometry model by name (``da3-small``, ``pi3``, ...) or by its weight file.
 
     side: longest side (pixel budget, for models that have one, as its square times 3/4) of what the model looks at;
-    0 = as published. Smaller is faster. device: auto = the first CUDA device, else the CPU. Raises InputError for unknown names, models that make pictures, and missing
-    weights (never goes online).
+    0 = as published. Smaller is faster. device: auto = the first CUDA device, else the CPU. Raises InputError for
+    unknown names, models that make pictures, and missing weights (never goes online).
     """
     if Path(model).is_file():
         weights, model = model, identify(Path(model), "geometry").name

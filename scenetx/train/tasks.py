@@ -184,7 +184,7 @@ def blocks_in_bf16(model: nn.Module) -> None:
                 for norm in block.modules():
                     if isinstance(norm, nn.RMSNorm):
                         # Of queries and keys: autocast leaves it alone, and half of it would be computed in each type.
-                        norm.forward = _of_floats(norm.forward)  # type: ignore[method-assign]
+                        norm.forward = _of_floats(norm.forward)  # type: ignore[method-assign, assignment]
 
 
 def _autocast(module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
