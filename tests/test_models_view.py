@@ -459,7 +459,7 @@ def test_damaged_states_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="evil"):
         SceneState.load(path)
     with pytest.raises(InputError, match="written"):
-        state.save(tmp_path / "no" / "such" / "folder")
+        state.save(path / "a file is no folder")
 
 
 def test_states_move_and_detach():

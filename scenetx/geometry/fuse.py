@@ -7,7 +7,7 @@ Poisson surface of the fused points is the option that closes holes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from scenetx.core import Cameras, InputError, Render
+
+FIRST_BLOCKS = 10_000
+"""Room at first, in blocks of 8 x 8 x 8 voxels; the grid grows."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +91,10 @@ def fuse(pictures: Iterable[tuple[Render, Cameras]], settings: FuseSettings | No
     voxel, farthest = settings.voxel or median / 256, settings.farthest or 4 * median
     if median / voxel > 1 << 13:
         raise InputError("mesh setting voxel", f"{voxel:.3g} for a depth of {median:.3g}", "use a coarser grid")
-    volume = library.pipelines.integration.ScalableTSDFVolume(
-        voxel_length=voxel,
-        sdf_trunc=settings.truncation * voxel,
-        color_type=library.pipelines.integration.TSDFVolumeColorType.RGB8,
-    )
-    for (render, camera), depth in zip(shots, used, strict=True):
-        rgb = render.rgb[0].detach().cpu().clamp(0, 1).mul(255).round().byte().numpy()
-        rgbd = library.geometry.RGBDImage.create_from_color_and_depth(
-            library.geometry.Image(np.ascontiguousarray(rgb)),
-            library.geometry.Image(np.ascontiguousarray(depth)),
-            depth_scale=1.0,
-            depth_trunc=farthest,
-            convert_rgb_to_intensity=False,
-        )
-        K = camera.K[0].detach().cpu().double().numpy()
-        # Open3D's pixel centres are whole numbers, ours are halves.
-        lens = library.camera.PinholeCameraIntrinsic(
-            camera.width, camera.height, K[0, 0], K[1, 1], K[0, 2] - 0.5, K[1, 2] - 0.5
-        )
-        volume.integrate(rgbd, lens, camera.cam_from_world[0].detach().cpu().double().numpy())
-    found = volume.extract_triangle_mesh() if settings.surface == "tsdf" else _poisson(library, volume, settings)
+    volume = _integrated(library, shots, used, voxel, farthest, settings.truncation)
+    found = volume.extract_triangle_mesh(0.0).to_legacy()
+    if settings.surface == "poisson":
+        found = _poisson(library, found, settings)
     colors = (255 * np.asarray(found.vertex_colors)).round().clip(0, 255).astype(np.uint8)
     mesh = Mesh(np.asarray(found.vertices).copy(), np.asarray(found.triangles).astype(np.int64), colors)
     if not len(mesh.faces):
@@ -116,12 +102,45 @@ def fuse(pictures: Iterable[tuple[Render, Cameras]], settings: FuseSettings | No
     return without_crumbs(mesh, settings.smallest)
 
 
-def _poisson(library: Any, volume: Any, settings: FuseSettings) -> Any:
-    """Screened Poisson surface (Kazhdan and Hoppe, 2013) of the fused points and normals, Open3D's; cut where no point
-    supports it, and to the points' box."""
-    cloud = volume.extract_point_cloud()
-    if len(cloud.points) < 100:
-        raise InputError("mesh", f"{len(cloud.points)} surface points", "use a coarser voxel, or more views")
+def _integrated(
+    library: Any,
+    shots: Sequence[tuple[Render, Cameras]],
+    depths: Sequence[Float[np.ndarray, "h w"]],
+    voxel: float,
+    farthest: float,
+    truncation: float,
+) -> Any:
+    """The signed distance field of all pictures, in blocks of 8 voxels where surfaces are."""
+    core = library.core
+    single = core.float32
+    volume = library.t.geometry.VoxelBlockGrid(
+        ("tsdf", "weight", "color"), (single, single, single), (1, 1, 3), voxel, 8, FIRST_BLOCKS, core.Device("CPU:0")
+    )
+
+    def image(values: Float[np.ndarray, "..."]) -> Any:
+        return library.t.geometry.Image(core.Tensor(np.ascontiguousarray(values, dtype=np.float32)))
+
+    for (render, camera), depth in zip(shots, depths, strict=True):
+        K = camera.K[0].detach().cpu().double().numpy().copy()
+        K[:2, 2] -= 0.5  # Open3D's pixel centres are whole numbers, ours are halves
+        lens = core.Tensor(K)
+        cam_from_world = core.Tensor(camera.cam_from_world[0].detach().cpu().double().numpy())
+        seen, rgb = image(depth), image(render.rgb[0].detach().cpu().clamp(0, 1).numpy())
+        if not (depth > 0).any():
+            continue
+        blocks = volume.compute_unique_block_coordinates(seen, lens, cam_from_world, 1.0, farthest, truncation)
+        volume.integrate(blocks, seen, rgb, lens, lens, cam_from_world, 1.0, farthest, truncation)
+    return volume
+
+
+def _poisson(library: Any, mesh: Any, settings: FuseSettings) -> Any:
+    """Screened Poisson surface (Kazhdan and Hoppe, 2013) of the fused mesh's vertices and normals, Open3D's; cut where
+    no vertex supports it, and to their box."""
+    if len(mesh.vertices) < 100:
+        raise InputError("mesh", f"{len(mesh.vertices)} surface points", "use a coarser voxel, or more views")
+    mesh.compute_vertex_normals()
+    cloud = library.geometry.PointCloud(mesh.vertices)
+    cloud.normals, cloud.colors = mesh.vertex_normals, mesh.vertex_colors
     # One thread: the solver's result depends on their number otherwise.
     found, support = library.geometry.TriangleMesh.create_from_point_cloud_poisson(
         cloud, depth=settings.poisson_depth, linear_fit=True, n_threads=1
