@@ -201,11 +201,15 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         folder = (keep or Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
         posed = arguments.posed or plan.posed
-        made, seconds = reconstruct(frames[:: plan.every], folder, data / name / "cameras.json" if posed else None)
+        # References are often at round frame numbers: those are to be tracked, not mapped.
+        first = 0 if posed else plan.every // 2
+        made, seconds = reconstruct(
+            frames[first :: plan.every], folder, data / name / "cameras.json" if posed else None
+        )
         start = time.monotonic()
         opened = open_map(made, arguments.method, model=arguments.model, say=print)
         building = time.monotonic() - start
-        rest = [frame for index, frame in enumerate(frames) if index % plan.every]
+        rest = [frame for index, frame in enumerate(frames) if index % plan.every != first]
         out = measure(name, opened, rest, truth, plan.fps)
         if arguments.soak:
             out["soak"] = soak(name, opened, rest, arguments.soak)
