@@ -168,7 +168,7 @@ def _fractional_bits(gaussians: Gaussians, where: str) -> int:
     if len(gaussians):
         small = float(gaussians.scales.median(dim=-1).values.quantile(0.05)) if len(gaussians) < 1 << 23 else 1e-3
         wanted = max(wanted, math.ceil(math.log2(1 / (FINEST * max(small, 1e-9)))))
-        if 2.0**-fits > 8 * FINEST * small:
+        if 2.0**-fits > 0.5 * small:  # up to a quarter of a standard deviation off does not show
             logger.warning("%s: a splat %.3g units out leaves positions a step of %.2g", where, farthest, 2.0**-fits)
     return min(fits, wanted, MAX_FRACTIONAL_BITS)
 
