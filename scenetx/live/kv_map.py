@@ -16,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Original, Scene, Sim3, View
+from scenetx.core.atomic import replacing_path, write_tensors
 from scenetx.core.rigid import invert_rigid, rotation_angle
 from scenetx.geometry.align import align_cameras
 from scenetx.live.agreement import coarse_grey
@@ -113,14 +113,9 @@ class KvMap:
         # The same mark in both files: halves of two maps are not taken for one.
         mark = torch.tensor(list(uuid.uuid4().bytes), dtype=torch.uint8)
         self.cache.notes["mark"] = tensors["mark"] = mark
-        temporary = folder / f"{KEYFRAMES_FILE}.tmp"
-        save_file(
-            {name: tensor.clone() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": FORMAT, "about": json.dumps(about)},
-        )
-        self.cache.save(folder / CACHE_FILE)
-        temporary.replace(folder / KEYFRAMES_FILE)
+        with replacing_path(folder / KEYFRAMES_FILE) as part:
+            write_tensors(part, tensors, {"format": FORMAT, "about": json.dumps(about)})
+            self.cache.save(folder / CACHE_FILE)
         return folder
 
     @staticmethod

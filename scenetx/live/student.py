@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scenetx.core import InputError, View
+from scenetx.core.atomic import write_tensors
 from scenetx.core.rigid import invert_rigid, rotation_angle
 from scenetx.live.solve import ransac
 from scenetx.live.update import Located
@@ -225,13 +225,7 @@ class Student:
             "shape": asdict(self.shape), "radius": self.radius, "keep": self.keep, "tolerance": self.tolerance,
             "report": asdict(self.report),
         }  # fmt: skip
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": FORMAT, "about": json.dumps(about)},
-        )
-        temporary.replace(path)
+        write_tensors(path, tensors, {"format": FORMAT, "about": json.dumps(about)})
         return path
 
     @staticmethod
