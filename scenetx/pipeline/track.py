@@ -131,7 +131,7 @@ def run_track(
     tally = _Tally()
     with ExitStack() as stack:
         stack.callback(_close, opened.locator)
-        sinks = _sinks(plan, opened, stack, tell)
+        sinks = _sinks(plan, stack, tell)
         updates = track(
             plan.source,
             scene=opened,
@@ -168,7 +168,7 @@ def _opened(where: str | Path | OpenMap | Locator | None, method: Method, model:
     return OpenMap(open_without_map(model, say=say), ())
 
 
-def _sinks(plan: TrackPlan, opened: OpenMap, stack: ExitStack, say: Say) -> list[Callable[[Update], None]]:
+def _sinks(plan: TrackPlan, stack: ExitStack, say: Say) -> list[Callable[[Update], None]]:
     """Who is given each update; entered here, left in reverse."""
     sinks: list[Callable[[Update], None]] = []
     if plan.record and plan.output is None:
@@ -184,7 +184,6 @@ def _sinks(plan: TrackPlan, opened: OpenMap, stack: ExitStack, say: Say) -> list
     if plan.view:
         view = TrackView(plan.map, plan.source, port=plan.port, open_browser=plan.open_browser, say=say)
         sinks.append(stack.enter_context(view).show)
-    del opened
     return sinks
 
 
