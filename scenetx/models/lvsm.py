@@ -21,6 +21,7 @@ from scenetx.core import Cameras
 from scenetx.models.rays import Frame, Rays, camera_rays, mean_frame
 from scenetx.models.view_layers import norm, padded, padded_rays, patches, self_blocks, unpatched
 from scenetx.models.view_model import Inputs, ViewModel, Views, Where, size_of
+from scenetx.models.weights import renamed
 
 LICENCE = "CC BY-NC-SA 4.0 (not for commercial use)"
 
@@ -122,15 +123,7 @@ class Lvsm(ViewModel):
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published file's ``model`` entry under our names; the loss network's tensors are left behind."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("module.")
-        if name.startswith("loss_computer."):
-            continue
-        for theirs, ours in _NAMES:
-            name = name.replace(theirs, ours)
-        renamed[name] = tensor
-    return renamed
+    return renamed(tensors, _NAMES)
 
 
 _NAMES = (

@@ -27,6 +27,7 @@ from scenetx.models.layers import grid_positions
 from scenetx.models.prope import Place, Prope, Turned, projections
 from scenetx.models.rays import Rays, camera_rays, check_cameras, mean_frame
 from scenetx.models.view_layers import EPS, SelfBlock, initialise, norm, padded, patches, self_blocks, unpatched
+from scenetx.models.weights import renamed
 
 STAGES = 3
 
@@ -292,15 +293,7 @@ def _run(blocks: Blocks[SelfBlock], x: Float[Tensor, "n t c"], place: Place | No
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published file's ``ema`` entry under our names; the loss network's tensors are left behind."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("module.")
-        if name.startswith("loss_computer."):
-            continue
-        for theirs, ours in _NAMES:
-            name = name.replace(theirs, ours)
-        renamed[name] = tensor
-    return renamed
+    return renamed(tensors, _NAMES)
 
 
 _NAMES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -74,6 +74,20 @@ def tensors_of(content: object, what: str) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(what, "holds no tensors", "give a file with a state dict")
     return tensors
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Tensors that a training script of LVSM's family saved, under our names (theirs, ours: parts of a name, replaced
+    in order); what wraps the model is taken off and the loss network's tensors are left behind."""
+    out = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("module.")
+        if name.startswith("loss_computer."):
+            continue
+        for theirs, ours in names:
+            name = name.replace(theirs, ours)
+        out[name] = tensor
+    return out
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None) -> None:
