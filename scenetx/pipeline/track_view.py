@@ -7,18 +7,16 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote
 
 import numpy as np
 import torch
 
 from scenetx.core import Cameras, Original, Scene, View
 from scenetx.io.scene_dir import load_scene
-from scenetx.io.scene_files import stored_name
 from scenetx.live.update import Status as Live
 from scenetx.live.update import Update
-from scenetx.pipeline.page import splat_data
-from scenetx.serve.contents import describe, jpeg, point_data
+from scenetx.pipeline.view import tell
+from scenetx.serve.contents import describe, jpeg
 from scenetx.serve.messages import Status, Track
 from scenetx.serve.server import ServerSettings, ViewerServer
 
@@ -50,7 +48,7 @@ class TrackView:
     def __enter__(self) -> TrackView:
         self._server.__enter__()
         if self._folder is not None:
-            self._tell_scene(load_scene(self._folder), self._folder)
+            tell(self._server, load_scene(self._folder), self._folder, live=True)
         self._say(f"watch at {self._server.address}")
         if self._open_browser:
             webbrowser.open(self._server.address)
@@ -62,15 +60,6 @@ class TrackView:
         if self._last is not None:
             self._server.publish(self.message(self._last, done=True))
         self._server.close()
-
-    def _tell_scene(self, scene: Scene, folder: Path) -> None:
-        addresses = {view.name: f"files/images/{quote(stored_name(view.name))}" for view in scene.registered}
-        self._server.publish(describe(scene, title=self._title, photo_addresses=addresses, live=True))
-        if scene.gaussians is not None:
-            self._server.publish(splat_data(scene.gaussians))
-        if scene.points is not None:
-            self._server.publish(point_data(scene.points))
-        del folder
 
     def show(self, update: Update) -> None:
         """Publishes an update, if the last one is long enough ago. Never waits."""

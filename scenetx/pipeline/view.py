@@ -164,12 +164,17 @@ def _three(value: JsonValue) -> tuple[float, float, float]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def tell(server: ViewerServer, scene: Scene, folder: Path, *, rendered: bool = False) -> None:
-    """Publishes all of a finished scene; photos stay files."""
+def tell(server: ViewerServer, scene: Scene, folder: Path, *, rendered: bool = False, live: bool = False) -> None:
+    """Publishes all of a finished scene; photos stay files. ``live``: something goes on in it, and it is not edited."""
     addresses = {item.name: f"files/images/{quote(stored_name(item.name))}" for item in scene.registered}
     server.publish(
         describe(
-            scene, title=title_of(scene, folder), photo_addresses=addresses, editable=not rendered, rendered=rendered
+            scene,
+            title=title_of(scene, folder),
+            photo_addresses=addresses,
+            editable=not (rendered or live),
+            rendered=rendered,
+            live=live,
         )
     )
     if scene.gaussians is not None:
