@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from scenetx.core import Cameras, Gaussians, InputError, Scene, View
-from scenetx.fit import FitSettings, evaluate_views
+from scenetx.fit import FitSettings, ViewScores
 from scenetx.fit.initialise import first_gaussians
 from scenetx.geometry.lift import LiftSettings, nearest_views
 from scenetx.geometry.sweep import SweepSettings, filled, in_free_space, sweep
@@ -169,9 +169,8 @@ def shortened(fit: FitSettings, settings: InstantSettings) -> FitSettings:
     )
 
 
-def method(by: str, seconds: float, scene: Scene, gaussians: Gaussians) -> dict[str, Any]:
+def method(by: str, seconds: float, gaussians: Gaussians, scores: ViewScores) -> dict[str, Any]:
     """One line of the comparison: how long, and how good on held-out pictures (None where none is held out)."""
-    scores = evaluate_views(scene, gaussians)
     judged = bool(scores.psnr)
     return {
         "by": by,

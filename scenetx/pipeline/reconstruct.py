@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from scenetx.config import load_settings, to_dict
 from scenetx.core import Gaussians, InputError, Scene, Stage
-from scenetx.fit import FitSettings, fit_splats
+from scenetx.fit import FitSettings, evaluate_views, fit_splats
 from scenetx.fit import settings_for as fit_settings_for
 from scenetx.geometry.sfm import SfmSettings
 from scenetx.io.prepare import PrepareSettings, hold_out, open_source
@@ -129,25 +129,22 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
 
 
 def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watcher: Watcher) -> Scene:
-    """Gaussians in the way asked for; ``metrics`` of the result compares the ways gone."""
+    """Gaussians in the way asked for; ``metrics`` of the result tells of the way before it, where there was one."""
     if settings.splats == "fitted":
-        scene = _fitted(scene, settings.fit, None, space, watcher)
-        return replace(scene, metrics={METHODS: [_method("fitted", scene, space)]})
+        return _fitted(scene, settings.fit, None, space, watcher)
     with space.stage("instant", to_dict(settings.instant)) as notes:
         say = space.progress("instant")
         start = instant_splats(scene, settings.instant, settings.fit, settings.predict.lift, notes, say)
     scene = replace(scene, gaussians=start)
-    rows = [_method("instant", scene, space)]
     if settings.splats == "refined":
+        first = method("instant", _splat_seconds(space), start, evaluate_views(scene, start))
         scene = _fitted(scene, shortened(settings.fit, settings.instant), start, space, watcher)
-        rows.append(_method("refined", scene, space))
-    return replace(scene, metrics={METHODS: rows})
+        scene = replace(scene, metrics={METHODS: [first]})
+    return scene
 
 
-def _method(by: str, scene: Scene, space: Workspace) -> dict[str, Any]:
-    seconds = sum(stage.seconds for stage in space.stages if stage.name in ("instant", "splats"))
-    assert scene.gaussians is not None
-    return method(by, seconds, scene, scene.gaussians)
+def _splat_seconds(space: Workspace) -> float:
+    return sum(stage.seconds for stage in space.stages if stage.name in ("instant", "splats"))
 
 
 def _fitted(scene: Scene, fit: FitSettings, start: Gaussians | None, space: Workspace, watcher: Watcher) -> Scene:
@@ -170,12 +167,14 @@ def _scores(scene: Scene, reference: str | Path | None, settings: ReconstructSet
     with space.stage("score"):
         # Depth first: a reference that knows depth measures it too.
         scene = with_depth(scene) if scene.gaussians is not None else scene
-        metrics = evaluate(scene, reference=reference)
+        scores = evaluate_views(scene, scene.gaussians) if scene.gaussians is not None else None
+        metrics = evaluate(scene, reference=reference, held_out=scores)
     seconds = {stage.name: stage.seconds for stage in space.stages}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     described: dict[str, Any] = {"seconds": seconds, "model": scene.posed_by, "quality": settings.quality}
-    if METHODS in scene.metrics:
-        described[METHODS] = side_by_side(scene.metrics[METHODS], space.folder)
+    if scene.gaussians is not None and scores is not None:
+        last = method(settings.splats, _splat_seconds(space), scene.gaussians, scores)
+        described[METHODS] = side_by_side([*scene.metrics.get(METHODS, ()), last], space.folder)
     return replace(scene, metrics={**metrics, **described, "peak_memory_gib": round(peak / 2**20, 2)})
 
 

@@ -12,26 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenetx.core import Gaussians, Scene, View
+from scenetx.core import Scene, View
 from scenetx.core.atomic import write_text
-from scenetx.fit import evaluate_views
+from scenetx.fit import ViewScores, evaluate_views
 from scenetx.pipeline.reference import against_reference
 from scenetx.pipeline.render import render, to_uint8
 from scenetx.serve.report import ReportPicture
 
 
-def evaluate(scene: Scene, *, reference: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    scene: Scene, *, reference: str | Path | None = None, held_out: ViewScores | None = None
+) -> dict[str, Any]:
     """Scores of a scene: what was registered, PSNR/SSIM of held-out views, errors against reference cameras.
 
     Held-out pictures are compared as they are (8-bit render against the undistorted working picture, no colour
     correction), masked pixels left out; means are over pictures. Their cameras come from all pictures, as is usual.
+    ``held_out``: their scores, where the caller has them.
     """
     metrics: dict[str, Any] = {"registered": len(scene.registered), "images": len(scene.views) + _unreadable(scene)}
     if scene.points is not None:
         metrics["points"] = len(scene.points)
     if scene.gaussians is not None:
         metrics["gaussians"] = len(scene.gaussians)
-        metrics.update(_held_out(scene, scene.gaussians))
+        metrics.update(_held_out(scene, held_out or evaluate_views(scene, scene.gaussians)))
     if reference is not None:
         metrics["reference"] = against_reference(scene, reference)
     return metrics
@@ -42,8 +45,7 @@ def _unreadable(scene: Scene) -> int:
     return sum(skipped.name not in names for skipped in scene.skipped)
 
 
-def _held_out(scene: Scene, gaussians: Gaussians) -> dict[str, Any]:
-    scores = evaluate_views(scene, gaussians)
+def _held_out(scene: Scene, scores: ViewScores) -> dict[str, Any]:
     if not scores.psnr:
         return {"views": {}, "protocol": "no picture was held out"}
     views = {name: {"psnr": round(scores.psnr[name], 4), "ssim": round(scores.ssim[name], 4)} for name in scores.psnr}
