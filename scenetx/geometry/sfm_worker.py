@@ -37,6 +37,7 @@ class Worker:
         self.names = [picture.key for picture in job.pictures]
         self.state_path = self.folder / "state.json"
         self.state: dict[str, Any] = json.loads(self.state_path.read_text()) if self.state_path.is_file() else {}
+        self.chosen: dict[Path, tuple[str, list[tuple[int, int]]]] = {}
         self.images, self.masks = features.link_pictures(job.pictures, self.folder)
         pycolmap.set_random_seed(job.settings.seed)
 
@@ -90,17 +91,25 @@ class Worker:
         if self.state.get(f"matched{suffix}") == done:
             return
         report = self.report("matches, finer" if fine else "matches")
-        kind, pairs = features.choose_pairs(database, len(self.names), self.job.settings)
+        kind, pairs = self.pairing(database)
         features.match(database, self.names, pairs, self.job.settings, report, fine=fine)
         self.remember(**{f"matched{suffix}": done, "pairing": f"{kind}, {len(pairs)} pairs"})
 
     def few(self, database: Path) -> bool:
         """Is it worth looking twice before mapping? Where all are matched with all: a walk or a large set has
         neighbours that look alike, and is looked at again only when pictures stay out."""
-        counts = list(features.feature_counts(database).values())
-        if not counts or float(np.median(counts)) >= self.job.settings.few_features:
-            return False
-        return features.choose_pairs(database, len(self.names), self.job.settings)[0] == "exhaustive"
+        question = self.key(False, (*FEATURE_SETTINGS, *MATCH_SETTINGS))
+        if self.state.get("few", [""])[0] != question:
+            counts = list(features.feature_counts(database).values())
+            few = bool(counts) and float(np.median(counts)) < self.job.settings.few_features
+            self.remember(few=[question, few and self.pairing(database)[0] == "exhaustive"])
+        return bool(self.state["few"][1])
+
+    def pairing(self, database: Path) -> tuple[str, list[tuple[int, int]]]:
+        """The kind of pairs and the pairs; likeness looks at all descriptors, once."""
+        if database not in self.chosen:
+            self.chosen[database] = features.choose_pairs(database, len(self.names), self.job.settings)
+        return self.chosen[database]
 
     def reconstruct(self) -> dict[str, Any]:
         """The best model, refined, in ``folder/model``; what there is to say about it."""
