@@ -36,8 +36,9 @@ def run(scene: Path, quality: str, overrides: list[str], keep: Path | None) -> d
     """Metrics of one reconstruction, with wall seconds; the error text when it failed."""
     with tempfile.TemporaryDirectory() as scratch:
         output = (keep or Path(scratch)) / f"{scene.name}-{quality}"
+        source = scene / "images" if (scene / "images").is_dir() else scene / "video.mp4"
         command = [
-            sys.executable, "-m", "scenetx", "reconstruct", str(scene / "images"), *overrides,
+            sys.executable, "-m", "scenetx", "reconstruct", str(source), *overrides,
             "--output", str(output), "--quality", quality,
         ]  # fmt: skip
         if (scene / "cameras.json").exists():
