@@ -155,6 +155,11 @@ def test_a_hundred_thousand_splats_in_one_tile():
     assert torch.cosine_similarity(a, b, dim=0) > 0.999
 
 
+def test_kernels_stay_off_tbb_whose_workers_can_outlive_the_program():
+    rasterize(*make_scene(50), backend="cpu")
+    assert numba.threading_layer() in ("omp", "workqueue")
+
+
 def test_only_what_is_asked_for_is_differentiated():
     gaussians, cameras = make_scene(50)
     gaussians = replace(gaussians, sh=gaussians.sh.clone().requires_grad_())

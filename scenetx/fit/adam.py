@@ -12,8 +12,10 @@ from typing import no_type_check
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
+
+from scenetx.splat.cpu_jit import kernel
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-15  # as 3DGS; gradients of splats are tiny, so eps must be tinier
 _LEAST_ROWS = 256
@@ -164,7 +166,7 @@ def _corrections() -> tuple[np.ndarray, np.ndarray]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
-@njit(parallel=True, cache=True)
+@kernel(parallel=True)
 @no_type_check
 def _mark(grad: np.ndarray, rows: np.ndarray, need_nonzero: bool) -> None:
     for row in prange(grad.shape[0]):
@@ -175,7 +177,7 @@ def _mark(grad: np.ndarray, rows: np.ndarray, need_nonzero: bool) -> None:
         rows[row] = rows[row] and np.isfinite(total) and (total > 0 or not need_nonzero)
 
 
-@njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@kernel(parallel=True, fast=True)
 @no_type_check
 def _adam(
     param: np.ndarray,

@@ -12,15 +12,17 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
 from scenetx.measure.image import C1, C2, WINDOW, gaussian_window, ssim_map
+from scenetx.splat.cpu_jit import kernel
 
 SSIM_WEIGHT = 0.2
 _TAPS = gaussian_window().numpy()
 _BORDER = WINDOW - 1
-_FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # not "nnan": a NaN must reach the loss, where the loop sees it
+# Not "nnan": a NaN must reach the loss, where the loop sees it.
+_FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 
 
 def photometric_loss(
@@ -95,7 +97,7 @@ class _FusedLoss(torch.autograd.Function):
         return ctx.gradient * grad_outputs[0], None, None, None
 
 
-@njit(cache=True, fastmath=_FASTMATH)
+@kernel(fast=_FASTMATH)
 @no_type_check
 def _add_middle(a: np.ndarray, b: np.ndarray, tap: float, vertical: np.ndarray) -> None:
     out0, out1, out2, out3 = vertical[0], vertical[1], vertical[2], vertical[3]
@@ -106,7 +108,7 @@ def _add_middle(a: np.ndarray, b: np.ndarray, tap: float, vertical: np.ndarray) 
         out3[j] += tap * (a[j] * b[j])
 
 
-@njit(cache=True, fastmath=_FASTMATH)
+@kernel(fast=_FASTMATH)
 @no_type_check
 def _across(source: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
     """Horizontal pass: ``out[j] = sum of taps[k] source[j + 3 k]``; slices, so that no index can be negative."""
@@ -119,7 +121,7 @@ def _across(source: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
         out[j] = near + t2 * (s2[j] + s8[j]) + t1 * (s1[j] + s9[j]) + t0 * (s0[j] + s10[j])
 
 
-@njit(parallel=True, cache=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fast=_FASTMATH)
 @no_type_check
 def _similarity(x: np.ndarray, y: np.ndarray, used: np.ndarray, taps: np.ndarray, partials: np.ndarray) -> np.ndarray:
     """Row sums of SSIM over used windows; its derivatives by E[x], E[xx], E[xy] of each window into ``partials``.
@@ -166,7 +168,7 @@ def _similarity(x: np.ndarray, y: np.ndarray, used: np.ndarray, taps: np.ndarray
     return sums
 
 
-@njit(parallel=True, cache=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fast=_FASTMATH)
 @no_type_check
 def _gradient(
     x: np.ndarray,

@@ -13,8 +13,10 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
+
+from scenetx.splat.cpu_jit import kernel
 
 STEEPNESS, OPACITY = 100.0, 0.005  # the paper's k and 1 - t
 CEILING = 0.1  # above this opacity the noise is below 1e-4 of its full size and is left out
@@ -26,7 +28,7 @@ def wander(means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor, *, 
     _wander(*tables, np.float32(strength), np.uint64(seed % 2**64))
 
 
-@njit(cache=True)
+@kernel()
 @no_type_check
 def _uniform(counter):
     """(0, 1) from a counter: the finaliser of splitmix64 (Steele et al., 2014)."""
@@ -36,7 +38,7 @@ def _uniform(counter):
     return (np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) + 0.5) / 2**53
 
 
-@njit(cache=True)
+@kernel()
 @no_type_check
 def _normal(seed, row, axis):
     counter = seed + np.uint64(8) * np.uint64(row) + np.uint64(2) * np.uint64(axis)
@@ -44,7 +46,7 @@ def _normal(seed, row, axis):
     return radius * math.cos(2 * math.pi * _uniform(counter + np.uint64(1)))
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@kernel(parallel=True)
 @no_type_check
 def _wander(means, quats, log_scales, logits, strength, seed):
     for row in prange(len(means)):

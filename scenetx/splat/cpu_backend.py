@@ -6,7 +6,6 @@ its own or sums over blocks that do not depend on the threads.
 
 from __future__ import annotations
 
-import sys
 import threading
 from dataclasses import dataclass
 from types import ModuleType
@@ -199,14 +198,6 @@ _LOADED: list[_Kernels] = []
 def _kernels() -> _Kernels:
     """The numba modules, loaded on first use: importing scenetx stays quick."""
     if not _LOADED:
-        import os
-
-        import numba
-
-        # Spinning OpenMP threads fight torch's for the cores; only heeded if OpenMP is not running yet.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        if sys.platform == "darwin" and numba.config.THREADING_LAYER == "default":
-            numba.config.THREADING_LAYER = "workqueue"  # two OpenMP runtimes in a process crash there
         from scenetx.splat import cpu_blend, cpu_project, cpu_tiles, cpu_unproject
 
         _LOADED.append(_Kernels(cpu_project, cpu_tiles, cpu_blend, cpu_unproject))
