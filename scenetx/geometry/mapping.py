@@ -17,6 +17,8 @@ ENOUGH_FOR_LENS = 10
 """Pictures of one camera that may determine more of the lens than a focal length and one radial term."""
 WORTH = 0.01
 """Share of bundle adjustment's cost that a freer lens has to explain."""
+DETERMINED = 0.002
+"""Share of the picture to which a principal point must be known: 0.1 degrees at a focal length of one picture."""
 SIGNIFICANT = 20.0
 """Standard deviations; those of bundle adjustment are too small by a few times, since neighbouring errors agree."""
 FAR = 10.0
@@ -150,29 +152,35 @@ def drop_unreliable(model: pycolmap.Reconstruction) -> list[str]:
 def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
     """Last bundle adjustment, in place, and what the lens turned out to need, in words.
 
-    Where `ENOUGH_FOR_LENS` pictures share a camera, SIMPLE_RADIAL grows to OPENCV, and then the principal point is set
+    Where `ENOUGH_FOR_LENS` pictures share a camera, SIMPLE_RADIAL grows to RADIAL, and then the principal point is set
     free. Each step is kept only if it lowers the cost by `WORTH` (the cost always falls a little, and then
     the new parameters soak up noise and turn the cameras) and bundle adjustment's covariance says they are determined.
     A principal point `SIGNIFICANT` standard deviations away needs only a quarter of that worth: where pictures turn
-    little, even a large offset explains little.
+    little, even a large offset explains little. Either half of the pictures must find it again, `halves_agree`.
+    Pixels stay square and lenses centred on the principal point: two focal lengths and tangential distortion pose as a
+    principal point that is off, and were never needed once that was free.
     """
     members = _pictures_of(model)
     if settings.intrinsics:
-        adjust(model, settings, frozenset(members))
+        adjust(model, settings, frozenset(members), principal_point=False)
         return ["lens as given"]
-    cost = adjust(model, settings, frozenset())[0]
+    cost, _ = adjust(model, settings, frozenset(), principal_point=False)
     few = frozenset(camera_id for camera_id, count in members.items() if count < ENOUGH_FOR_LENS)
+    free = sorted(set(members) - few)
     notes = []
     for what in ("distortion", "principal point"):
-        if len(few) == len(members) or (what == "principal point" and not settings.principal_point):
+        centre = what == "principal point"
+        if not free or (centre and not settings.principal_point):
             break
         saved = pycolmap.Reconstruction(model)
-        for camera_id in set(members) - few:
-            _widen(model.camera(camera_id))
-        new_cost, held = adjust(model, settings, few, principal_point=what == "principal point")
+        if not centre:
+            for camera_id in free:
+                _widen(model.camera(camera_id))
+        new_cost, adjuster = adjust(model, settings, few, principal_point=centre)
         gain = 1 - new_cost / max(cost, 1e-12)
-        far = what == "principal point" and held >= SIGNIFICANT
-        if held > 0 and gain > (0.25 * WORTH if far else WORTH):
+        held = _determined(model, adjuster, free, principal_point=centre)
+        worth = 0.25 * WORTH if centre and held >= SIGNIFICANT else WORTH
+        if held > 0 and gain > worth and (not centre or halves_agree(model, settings, few)):
             cost = new_cost
             notes.append(f"{what} estimated (cost -{100 * gain:.1f}%)")
         else:
@@ -181,11 +189,11 @@ def refine(model: pycolmap.Reconstruction, settings: SfmSettings) -> list[str]:
 
 
 def _widen(camera: pycolmap.Camera) -> None:
-    """SIMPLE_RADIAL to the same lens as OPENCV."""
+    """SIMPLE_RADIAL to the same lens as RADIAL."""
     if camera.model_name == "SIMPLE_RADIAL":
-        focal, cx, cy, k = camera.params
-        camera.model = pycolmap.CameraModelId.OPENCV
-        camera.params = [focal, focal, cx, cy, k, 0, 0, 0]
+        params = [*camera.params, 0.0]
+        camera.model = pycolmap.CameraModelId.RADIAL
+        camera.params = params
 
 
 def _pictures_of(model: pycolmap.Reconstruction) -> dict[int, int]:
@@ -197,12 +205,9 @@ def _pictures_of(model: pycolmap.Reconstruction) -> dict[int, int]:
 
 
 def adjust(
-    model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int], *, principal_point: bool = False
-) -> tuple[float, float]:
-    """Bundle adjustment with a robust loss: its cost, and how well determined the lenses are that were free.
-
-    The latter is 0 for not at all; with the principal point free, its distance from the middle in standard deviations.
-    """
+    model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int], *, principal_point: bool
+) -> tuple[float, pycolmap.CeresBundleAdjuster]:
+    """Bundle adjustment with a robust loss, in place: its cost. Lenses in ``fixed`` stay as they are."""
     options = pycolmap.BundleAdjustmentOptions(refine_principal_point=principal_point, print_summary=False)
     options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
     options.ceres.solver_options.num_threads = settings.num_threads
@@ -215,10 +220,30 @@ def adjust(
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, config, model)
     summary = adjuster.solve()
-    cost = float(summary.ceres_summary.final_cost) if summary.is_solution_usable() else float("inf")
     model.update_point_3d_errors()
-    wide = [i for i in set(_pictures_of(model)) - fixed if model.camera(i).model_name == "OPENCV"]
-    return cost, _determined(model, adjuster, wide, principal_point=principal_point) if wide else 1.0
+    return float(summary.ceres_summary.final_cost) if summary.is_solution_usable() else float("inf"), adjuster
+
+
+def halves_agree(model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int]) -> bool:
+    """Do both halves of the pictures, every second one, find the principal points of all to within `DETERMINED`?
+
+    Bundle adjustment's covariance takes errors for independent; those of one picture are not, and where few pictures
+    turn little they put the principal point percents away and the cameras with it.
+    """
+    ids = sorted(model.reg_image_ids())
+    points = []
+    for left_out in (ids[::2], ids[1::2]):
+        half = pycolmap.Reconstruction(model)
+        for image_id in left_out:
+            half.deregister_frame(half.image(image_id).frame_id)
+        adjust(half, settings, fixed, principal_point=True)
+        points.append({i: _principal_point(half.camera(i)) for i in set(_pictures_of(model)) - fixed})
+    spread = {i: np.abs(point - points[1][i]).max() / 2 for i, point in points[0].items()}
+    return all(off <= DETERMINED * max(model.camera(i).width, model.camera(i).height) for i, off in spread.items())
+
+
+def _principal_point(camera: pycolmap.Camera) -> np.ndarray:
+    return np.array([camera.principal_point_x, camera.principal_point_y])
 
 
 def _determined(
@@ -228,10 +253,10 @@ def _determined(
     *,
     principal_point: bool,
 ) -> float:
-    """0 unless focal lengths are known to 0.5%, principal points to 0.2% of the picture and near the middle (a tenth).
+    """0 unless focal lengths are known to 0.5%, principal points to `DETERMINED` and near the middle (a tenth).
 
-    The latter is 0.1 degrees of rotation at a focal length of one picture: pictures that neither roll nor come close
-    leave the principal point to trade with rotation and tangential distortion.
+    With the principal point free and so determined: how many standard deviations it is away from the middle.
+    Pictures that neither roll nor come close leave it to trade with rotation.
     """
     options = pycolmap.BACovarianceOptions(params=pycolmap.BACovarianceOptionsParams.ALL)
     covariance = pycolmap.estimate_ba_covariance(options, model, adjuster)
@@ -247,13 +272,14 @@ def _determined(
             return 0.0
         params, size = np.asarray(camera.params), max(camera.width, camera.height)
         std = noise * np.sqrt(np.abs(np.diag(block)))
-        if (std[:2] > 0.005 * params[:2]).any():
+        focal, middle = list(camera.focal_length_idxs()), list(camera.principal_point_idxs())
+        if (std[focal] > 0.005 * params[focal]).any():
             return 0.0
-        off = np.abs(params[2:4] - np.array([camera.width, camera.height]) / 2)
         if principal_point:
-            if (std[2:4] > 0.002 * size).any() or (off > 0.1 * size).any():
+            off, error = np.abs(params[middle] - np.array([camera.width, camera.height]) / 2), std[middle]
+            if (error > DETERMINED * size).any() or (off > 0.1 * size).any():
                 return 0.0
-            significance = max(significance, float((off / np.maximum(std[2:4], 1e-9)).max()))
+            significance = max(significance, float((off / np.maximum(error, 1e-9)).max()))
     return significance
 
 

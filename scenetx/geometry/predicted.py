@@ -105,7 +105,7 @@ def refine_guess(
             return None
         # First the poses alone: a wrong focal length would otherwise take up what the poses got wrong.
         fixed = frozenset(model.cameras) if number < 2 else frozenset()
-        mapping.adjust(model, settings, fixed)
+        mapping.adjust(model, settings, fixed, principal_point=False)
         pycolmap.ObservationManager(model).filter_all_points3D(tolerance, 0.5)
     weak = [image.frame_id for image in _registered(model) if image.num_points3D < FEWEST]
     for frame_id in weak:
