@@ -97,6 +97,14 @@ def test_known_errors_come_out_as_what_they_are(folder):
     assert fewer["pose_auc_30"] == pytest.approx(100 * (4 * 3) / (6 * 5), abs=0.01)
 
 
+def test_frames_of_a_video_are_known_by_their_number(folder):
+    perfect = scene(folder, another_frame())
+    views = tuple(
+        replace(v, original=replace(v.original, path=f"frames/frame_{Path(v.name).stem}.png")) for v in perfect.views
+    )
+    assert against_reference(replace(perfect, views=views), folder)["cameras"] == N
+
+
 def test_the_wrong_reference_is_said(folder, tmp_path):
     perfect = scene(folder, Sim3.identity())
     stranger = replace(perfect, views=perfect.views[:1])

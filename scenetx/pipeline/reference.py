@@ -34,23 +34,24 @@ Pair = tuple[View, PosedPicture]
 def against_reference(scene: Scene, reference: str | Path) -> dict[str, Any]:
     """Errors of cameras, and of depth and points where the reference has them.
 
-    Pictures are matched by file name without suffix. Cameras: medians after one robust similarity (center_percent is of
-    the reference's extent: the largest distance of a reference centre from their mean); ``ate_rmse`` after a
-    least-squares similarity, in the reference's units (Sturm et al., 2012); ``pose_auc`` over all pairs of cameras,
-    whether registered or not (a pair with a missing camera counts as 180 degrees off). Depth: ``depth_absrel`` and
-    ``depth_delta1`` at the cameras' scale, ``..._median`` with each picture scaled by its median. Points: accuracy,
-    completeness and F-score at 1% of the extent, in the reference's units.
+    Pictures are matched by file name without suffix, frames of a video also by their number alone. Cameras: medians
+    after one robust similarity (center_percent is of the reference's extent: the largest distance of a reference
+    centre from their mean); ``ate_rmse`` after a least-squares similarity, in the reference's units (Sturm et al.,
+    2012); ``pose_auc`` over all pairs of cameras, whether registered or not (a pair with a missing camera counts as 180
+    degrees off). Depth: ``depth_absrel`` and ``depth_delta1`` at the cameras' scale, ``..._median`` with each picture
+    scaled by its median. Points: accuracy, completeness and F-score at 1% of the extent, in the reference's units.
     """
     source = read_reference(reference)
     truth = {Path(picture.name).stem: picture for picture in source.pictures if picture.world_from_cam is not None}
-    pairs = [(view, truth[_stem(view)]) for view in scene.registered if _stem(view) in truth]
+    named = {view.name: _name_in(truth, view) for view in scene.views}
+    pairs = [(view, truth[stem]) for view in scene.registered if (stem := named[view.name]) is not None]
     if len(pairs) < 2:
         raise InputError(str(reference), f"{len(pairs)} of its pictures are in the scene", "name the right reference")
     true_poses = torch.stack([p.world_from_cam.double() for _, p in pairs if p.world_from_cam is not None])
     found = torch.cat([view.camera.world_from_cam.double() for view, _ in pairs if view.camera is not None])
     similarity = align_cameras(true_poses, found)
     errors = pose_errors(true_poses, found, reference_from_estimate=similarity)
-    expected = sum(_stem(view) in truth for view in scene.views)
+    expected = sum(stem is not None for stem in named.values())
     out: dict[str, Any] = {
         "cameras": len(pairs),
         "rotation_deg_median": round(float(errors.rotation_deg.median()), 4),
@@ -76,8 +77,10 @@ def read_reference(path: str | Path) -> PosedSource:
     return read_transforms(path) if "transforms" in path.name else read_cameras_json(path)
 
 
-def _stem(view: View) -> str:
-    return Path(view.original.path or view.name).stem
+def _name_in(truth: Mapping[str, PosedPicture], view: View) -> str | None:
+    """The reference's name of a picture: the file's, or the bare number of a video's frame; None where it has none."""
+    stem = Path(view.original.path or view.name).stem
+    return next((name for name in (stem, stem.removeprefix("frame_")) if name in truth), None)
 
 
 def _depth(pairs: Sequence[Pair], similarity: Sim3) -> Mapping[str, float]:
