@@ -1,15 +1,15 @@
 """A cached step against the full forward: same model, same machine, one run, and where a step's time goes.
 
-    python benchmarks/cached_step.py                                  # da3-small, 30 and 50 keyframes, 336x252
-    python benchmarks/cached_step.py --size 378 504 --model da3-base
+    python benchmarks/cached_step.py                          # da3-small, 30 and 50 keyframes, 378x280: some 6 minutes
+    python benchmarks/cached_step.py --size 378 504           # as published: some 15 minutes on two cores
+    python benchmarks/cached_step.py --size 70 98 --repeats 2 # a try
     python benchmarks/cached_step.py --device cuda
 
 The forward looks at all keyframes and the new picture (31 and 51 pictures); the step places the new picture in the map
 of the keyframes: its camera alone, as in tracking, or with depth. Weights are random, which changes nothing about the
 work. Steps are measured before and after the forward, and the better of each is taken; processor seconds stand beside
 the clock's, for machines that do something else too. ``without_depth`` takes the pictures' depth out of the forward (as
-much for each as a step's depth costs), for those who want cameras only from both. Memory: attention runs in tiles and
-the dense head a few pictures at a time, so 51 pictures of 336x252 stay under 2 GiB.
+much for each as a step's depth costs), for those who want cameras only from both. ``peak_mib`` is the process's so far.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from scenetx.models.attention import KVCache
 from scenetx.models.zoo import load_model
 
 
@@ -49,8 +51,10 @@ def timed(run: Callable[[], object], repeats: int, device: str) -> tuple[float, 
     return min(clock), min(processor)
 
 
-def compare(module: nn.Module, keyframes: int, arguments: argparse.Namespace) -> dict[str, float | int]:
-    """One map, its steps and the forward over its pictures and one more."""
+def compare(
+    module: nn.Module, keyframes: int, arguments: argparse.Namespace
+) -> tuple[dict[str, float | int], dict[str, float]]:
+    """One map, its steps and the forward over its pictures and one more; and the shares of a step."""
     height, width = arguments.size
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(keyframes + 1, height, width, 3, generator=generator).to(arguments.device)
@@ -72,7 +76,7 @@ def compare(module: nn.Module, keyframes: int, arguments: argparse.Namespace) ->
     forward, forward_processor = timed(lambda: module(images), arguments.forwards, arguments.device)
     measure_steps()
     (camera, camera_processor), (dense, _) = ((min(t[0] for t in v), min(t[1] for t in v)) for v in steps.values())
-    return {
+    row = {
         "keyframes": keyframes,
         "map_seconds": round(map_clock, 3),
         "cache_mib": round(cache.bytes_per_view * keyframes / 2**20, 1),
@@ -83,17 +87,15 @@ def compare(module: nn.Module, keyframes: int, arguments: argparse.Namespace) ->
         "times_faster_dense": round(forward / dense, 1),
         "times_faster_processor": round(forward_processor / camera_processor, 1),
         "times_faster_without_depth": round((forward - (keyframes + 1) * (dense - camera)) / camera, 1),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+    return row, parts_of_a_step(module, images[-1], cache)
 
 
-def parts_of_a_step(module: nn.Module, keyframes: int, arguments: argparse.Namespace) -> dict[str, float]:
+def parts_of_a_step(module: nn.Module, image: torch.Tensor, cache: KVCache) -> dict[str, float]:
     """Shares of a camera-only step by operator, and of the attention over the map."""
-    height, width = arguments.size
-    images = torch.rand(keyframes + 1, height, width, 3).to(arguments.device)
-    cache = module.map(images[:-1], capacity=keyframes)
-    module.step(images[-1], cache, dense=False)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
-        module.step(images[-1], cache, dense=False)
+        module.step(image, cache, dense=False)
     events = record.key_averages(group_by_input_shape=True)
     total = sum(event.self_cpu_time_total for event in events) or 1
     shares: dict[str, float] = {}
@@ -112,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="da3-small")
     parser.add_argument("--keyframes", nargs="+", type=int, default=[30, 50])
-    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), default=[252, 336])
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), default=[280, 378])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="of a step")
     parser.add_argument("--forwards", type=int, default=1, help="of the full forward")
@@ -126,16 +128,15 @@ def main() -> None:
     rows = []
     with torch.inference_mode():
         for keyframes in arguments.keyframes:
-            rows.append(compare(module, keyframes, arguments))
+            row, parts = compare(module, keyframes, arguments)
+            rows.append({**row, "step_shares": parts})
             print(rows[-1], flush=True)
-        parts = parts_of_a_step(module, arguments.keyframes[0], arguments)
-        print(f"a step at {arguments.keyframes[0]} keyframes: {parts}")
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": arguments.threads}
     if arguments.device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     result = {
         "model": arguments.model, "height": arguments.size[0], "width": arguments.size[1], "device": arguments.device,
-        "machine": machine, "rows": rows, "step_shares": parts,
+        "machine": machine, "rows": rows,
     }  # fmt: skip
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {arguments.output}")

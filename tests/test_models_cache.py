@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scenetx.core import Cameras, InputError
+from scenetx.models import dense_head, layers
 from scenetx.models.attention import KVCache, KVShape, attend, query_mask
 from scenetx.models.backbone import VitConfig
 from scenetx.models.da3 import PRESETS, Da3, Da3Config
@@ -176,6 +177,38 @@ def test_a_saved_map_answers_as_before(name: str, tmp_path):
     assert (rough.cameras.world_from_cam - exact.cameras.world_from_cam).abs().max() < 0.1
 
 
+def test_a_few_rows_at_a_time_is_all_at_once(name: str, monkeypatch):
+    model, images = made(name), pictures(3)
+    # With gradients everything is made at once; without, in parts and into place.
+    whole = model(images).published
+    monkeypatch.setattr(layers, "ROWS", 10)
+    monkeypatch.setattr(dense_head, "STRIP", 11)
+    with torch.no_grad():
+        parts = model(images).published
+    for key in whole:
+        assert parts[key].shape == whole[key].shape
+        assert torch.allclose(parts[key], whole[key], rtol=1e-4, atol=1e-5), key
+
+
+@torch.no_grad()
+def test_half_precision_weights_answer_in_single_precision(name: str):
+    model, images = made(name), pictures(3)
+    exact = model(images).published
+    rough = model.to(torch.bfloat16)(images).published
+    for key in exact:
+        assert rough[key].dtype == exact[key].dtype, key
+        if exact[key].dtype == torch.float32:
+            assert (rough[key] - exact[key]).abs().max() < 0.1 * exact[key].abs().max(), key
+    cache = model.map(images[:2])
+    same_camera = (
+        model.step(images[2], cache).cameras.world_from_cam - model(images, queries=1).cameras[2].world_from_cam
+    )
+    assert same_camera.abs().max() < 0.1
+    given = {"cameras": cameras(3)} | ({"depth": torch.ones(3, HEIGHT, WIDTH)} if "depth" in model.takes else {})
+    if name in TAKE_CAMERAS:
+        assert torch.isfinite(model(images, **given).depth).all()
+
+
 @torch.no_grad()
 def test_bad_pictures_are_refused_in_words(name: str):
     model = made(name)
@@ -192,6 +225,7 @@ def test_bad_pictures_are_refused_in_words(name: str):
     with pytest.raises(InputError, match="no keyframes"):
         model.step(pictures(1)[0], cache)
     if name in TAKE_CAMERAS:
+        assert "cameras" in model.takes
         with pytest.raises(InputError, match="2 for 3 pictures"):
             model(pictures(3), cameras(2))
         with pytest.raises(InputError, match="resize the cameras"):
@@ -199,6 +233,12 @@ def test_bad_pictures_are_refused_in_words(name: str):
     else:
         with pytest.raises(InputError, match="takes them"):
             model(pictures(2), cameras(2))
+    depth = torch.ones(2, 28, 56)
+    with pytest.raises(InputError, match="resize the depth" if "depth" in model.takes else "takes it"):
+        model(pictures(2), depth=depth)
+    if "K" not in model.takes:
+        with pytest.raises(InputError, match="takes it"):
+            model(pictures(2), K=cameras(2).K)
 
 
 @torch.no_grad()
@@ -232,8 +272,8 @@ MEBIBYTES = {
 @pytest.mark.parametrize("name", MEBIBYTES)
 def test_a_keyframe_takes_the_bytes_it_should(name: str):
     width, height, expected = MEBIBYTES[name]
-    shape = build(name, meta=True).cache_shape(height, width)
-    cache = KVCache({"trunk": shape}, 1, dtype=torch.bfloat16, device="meta")
+    shapes = build(name, meta=True).cache_shapes(height, width)
+    cache = KVCache(shapes, 1, dtype=torch.bfloat16, device="meta")
     assert cache.bytes_per_view / 2**20 == pytest.approx(expected, rel=0.02)
 
 

@@ -1,5 +1,6 @@
 """Weights are read strictly and never run, licences are shown, pixels find their way back."""
 
+import json
 import pickle
 import sys
 
@@ -16,7 +17,7 @@ from scenetx.models.given import slopes
 from scenetx.models.memory import check_fits, need, pictures_that_fit
 from scenetx.models.pictures import RULES, SizeRule, cameras_for_model, lost_share, to_model, window_for
 from scenetx.models.ray_fit import intrinsics_from_rays
-from scenetx.models.weights import read_weights
+from scenetx.models.weights import read_layout, read_weights
 from scenetx.pipeline.choose import choose_model
 from scenetx.pipeline.models import list_models, model_info
 
@@ -133,8 +134,52 @@ def test_a_fetched_file_is_found_checked_and_preferred(small):
     assert choose_model("auto")[0] == "da3-small"
     assert scenetx.load_model("da3-small", "depth-anything/DA3-SMALL") is not None
     note.write_text('{"revision": "abc", "sha256": "0000"}')
-    with pytest.raises(InputError, match="sha256"):
-        hub.fetch(entry)
+    for use in (hub.fetch, hub.find_local):
+        with pytest.raises(InputError, match="sha256"):
+            use(entry)
+
+
+def test_a_file_is_pinned_by_its_first_use_and_checked_at_every_load(small):
+    entry = zoo.find("da3-small")
+    path = hub.local_file(entry)
+    path.parent.mkdir(parents=True)
+    save_file(small, path)
+    assert "first fetch" in model_info("da3-small")["sha256"]
+    scenetx.load_model("da3-small")
+    assert model_info("da3-small")["sha256"] == hub.sha256_of(path) == hub.pinned(entry).sha256
+    save_file(small | {"model.head.norm.bias": torch.ones(768)}, path)
+    with pytest.raises(InputError, match=r"first seen.*fetch again \(with model.safetensors.json too"):
+        scenetx.load_model("da3-small")
+    # A note that says nothing pins nothing.
+    path.with_name(path.name + ".json").write_text("[not json")
+    assert hub.pinned(entry) == hub.Pin()
+    scenetx.load_model("da3-small")
+    assert hub.pinned(entry).sha256 == hub.sha256_of(path)
+
+
+def test_shards_in_the_hubs_layout_are_one_file(tmp_path):
+    parts = {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.zeros(3)}}
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+    for path in (index, tmp_path):
+        assert {name: tuple(t.shape) for name, t in read_weights(path).items()} == {"x": (2,), "y": (3,)}
+        assert read_layout(path)["y"].is_meta
+    for content in (
+        '{"weight_map": {"x": "../a.safetensors"}}',
+        '{"weight_map": {}}',
+        "[1]",
+        '{"weight_map": {"x": 3}}',
+    ):
+        index.write_text(content)
+        with pytest.raises(InputError, match=r"index\.json"):
+            read_weights(index)
+    index.unlink()
+    with pytest.raises(InputError, match="0 sets of weights"):
+        read_weights(tmp_path)
+    save_file({"z": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert read_weights(tmp_path).keys() == {"z"}
 
 
 def test_bare_and_fresh_models():

@@ -7,7 +7,7 @@ Published conventions: ``pose_enc`` is world_from_cam, ``extrinsics`` cam_from_w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scenetx.core import Cameras
-from scenetx.models.attention import KVCache, KVShape, Remember, query_mask
+from scenetx.models.attention import KVShape, query_mask
 from scenetx.models.backbone import Vit, VitConfig, normalized
 from scenetx.models.dense_head import Pyramid, pixel_end, to_pixels
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import Ask, GeometryModel
 from scenetx.models.layers import Block, BlockConfig, Mlp, grid_positions, rope_2d
 from scenetx.models.pose_codec import decode_pose, encode_pose
-from scenetx.models.views import checked, one_picture, views_in_chunks
+from scenetx.models.views import gathered, views_in_chunks
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ class DualHead(Pyramid):
     ) -> tuple[Float[Tensor, "n h w 2"], Float[Tensor, "n i j 7"]]:
         """Raw (depth, confidence) and raw (ray direction and origin, confidence)."""
         rows, columns = projected[2].shape[-2:]
-        laterals = self.laterals(projected)
-        depth = self.scratch.output_conv1(self.fuse(laterals))
-        ray = self.scratch.output_conv1_aux[-1](self.fuse(laterals, "_aux"))
+        laterals, parts = self.laterals(projected), self.scratch
+        depth = parts.output_conv1(self.fuse(laterals))
         size = (rows * self.patch, columns * self.patch)
-        raw_depth = to_pixels(depth, self.scratch.output_conv2, size, aspect)
+        raw_depth = to_pixels(depth, parts.output_conv2, size, aspect).float()
+        ray = parts.output_conv1_aux[-1](self.fuse(laterals, "_aux"))
         ray_size = (ray.shape[-2], ray.shape[-1])
-        return raw_depth, to_pixels(ray, self.scratch.output_conv2_aux[-1], ray_size, aspect)
+        return raw_depth, to_pixels(ray, parts.output_conv2_aux[-1], ray_size, aspect).float()
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -149,8 +150,8 @@ class CameraDecoder(nn.Module):
         self.fc_fov = nn.Sequential(nn.Linear(dim, 2), nn.ReLU())
 
     def forward(self, token: Float[Tensor, "n c"]) -> Float[Tensor, "n 9"]:
-        x = self.backbone(token).float()
-        return torch.cat([self.fc_t(x), self.fc_qvec(x), self.fc_fov(x)], dim=-1)
+        x = self.backbone(token)
+        return torch.cat([self.fc_t(x), self.fc_qvec(x), self.fc_fov(x)], dim=-1).float()
 
 
 class CameraEncoder(nn.Module):
@@ -165,124 +166,74 @@ class CameraEncoder(nn.Module):
         self.pose_branch = Mlp(9, dim // 2, dim)
 
     def forward(self, encoding: Float[Tensor, "n 9"]) -> Float[Tensor, "n c"]:
-        return self.trunk_norm(self.trunk(self.token_norm(self.pose_branch(encoding))[None]))[0]
+        x = self.pose_branch(encoding.to(self.token_norm.weight.dtype))
+        return self.trunk_norm(self.trunk(self.token_norm(x)[None]))[0]
 
 
-class Da3(nn.Module):
-    """Depth Anything 3. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: longest side 504)."""
+class Da3(GeometryModel):
+    """Depth Anything 3. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: longest side 504).
 
-    metric = False
+    Given cameras are in a frame near the first one, at a median distance of about one
+    (`scenetx.geometry.lift.normalize_cameras`).
+    """
+
+    takes = ("cameras",)
 
     def __init__(self, config: Da3Config) -> None:
-        super().__init__()
+        super().__init__(config.patch)
         self.config = config
         self.backbone = Backbone(config)
         self.head = DualHead(config)
         self.cam_dec = CameraDecoder(2 * config.dim)
         self.cam_enc = CameraEncoder(config.dim)
 
-    def forward(
-        self, images: Float[Tensor, "n h w 3"], cameras: Cameras | None = None, *, queries: int = 0
-    ) -> Geometry:
-        """All pictures see each other; the last ``queries`` see all and are seen by themselves only.
-
-        cameras: known ones, of the pictures before the queries, in a frame near the first one with a median distance of
-        about one (`scenetx.geometry.lift.normalize_cameras`).
-        """
-        return self._run(images, cameras, queries=queries)
-
-    def map(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None = None,
-        *,
-        capacity: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> KVCache:
-        """Runs all pictures and keeps what a `step` needs of them (``cache.geometry`` is the answer for them)."""
-        cache = KVCache(
-            {"trunk": self.cache_shape(images.shape[1], images.shape[2])},
-            capacity or len(images),
-            dtype=dtype,
-            device=images.device,
-        )
-        cache.geometry = self._run(images, cameras, door=lambda layer: cache.filling("trunk", layer, len(images)))
-        cache.views = len(images)
-        cache.notes["size"] = torch.tensor(images.shape[1:3])
-        return cache
-
-    def step(
-        self, image: Float[Tensor, "h w 3"], cache: KVCache, *, dense: bool = True, keep: bool = False
-    ) -> Geometry:
-        """One picture against a map: exactly the forward in which the map's pictures do not see it.
-
-        dense False: the camera only. keep: the picture becomes a keyframe of the map.
-        """
-        images = one_picture(image, cache)
-        door = lambda layer: cache.stepping("trunk", layer)  # noqa: E731
-        geometry = self._run(images, None, queries=1, door=door, dense=dense)
-        if keep:
-            cache.keep()
-        return geometry
-
-    def cache_shape(self, height: int, width: int) -> KVShape:
-        """What the cache holds of a view of this size: every second block from ``alternate_from`` on sees all views."""
+    def cache_shapes(self, height: int, width: int) -> dict[str, KVShape]:
+        """Every second block from ``alternate_from`` on sees all views."""
         c = self.config
         tokens = 1 + (height // c.patch) * (width // c.patch)
-        return KVShape(len(self._global_layers()), c.heads, c.dim // c.heads, tokens)
+        return {"trunk": KVShape(len(self._global_layers()), c.heads, c.dim // c.heads, tokens)}
 
     def _global_layers(self) -> list[int]:
         return [layer for layer in range(self.config.alternate_from, self.config.depth) if layer % 2 == 1]
 
-    def _run(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None,
-        *,
-        queries: int = 0,
-        door: Callable[[int], Remember] | None = None,
-        dense: bool = True,
-    ) -> Geometry:
-        checked(images, cameras, self.config.patch, queries)
+    def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
         height, width = images.shape[1:3]
-        given = None
-        if cameras is not None:
-            world_from_cam, K = cameras.world_from_cam.float(), cameras.K.float()
-            given = self.cam_enc(encode_pose(world_from_cam, K, height, width))
-        token, projected = self._trunk(images, given, queries, door, dense)
+        told, known = None, ask.given
+        if known.world_from_cam is not None and known.K is not None:
+            told = self.cam_enc(encode_pose(known.world_from_cam, known.K, height, width))
+        token, projected = self._trunk(images, told, ask)
         encoding = self.cam_dec(token)
         world_from_cam, K = decode_pose(encoding, height, width)
         found = Cameras(world_from_cam, K, height, width)
         published = {"pose_enc": encoding, "extrinsics": found.cam_from_world[:, :3], "intrinsics": K}
-        if not dense:
+        if not ask.dense:
             return Geometry(found, published=published)
         published |= self._dense(projected, width / height)
         return Geometry(found, published["depth"], published["depth_conf"], published=published)
 
     def _dense(self, projected: list[Float[Tensor, "n _ _ _"]], aspect: float) -> dict[str, Tensor]:
-        chunk = self.config.head_chunk
-        parts: dict[str, list[Tensor]] = {"depth": [], "depth_conf": [], "ray": [], "ray_conf": []}
-        for start in range(0, len(projected[0]), chunk):
-            depth, ray = self.head([x[start : start + chunk] for x in projected], aspect)
-            parts["depth"].append(depth[..., 0].exp())
-            parts["depth_conf"].append(depth[..., 1].exp() + 1)
-            parts["ray"].append(ray[..., :6])
-            parts["ray_conf"].append(ray[..., 6].exp() + 1)
-        return {name: torch.cat(values) for name, values in parts.items()}
+        """Depth and rays with their confidences, a few pictures at a time."""
+
+        def answers() -> Iterator[dict[str, Tensor]]:
+            for few in zip(*(x.split(self.config.head_chunk) for x in projected), strict=True):
+                depth, ray = self.head(list(few), aspect)
+                yield {
+                    "depth": depth[..., 0].exp(),
+                    "depth_conf": depth[..., 1].exp() + 1,
+                    "ray": ray[..., :6],
+                    "ray_conf": ray[..., 6].exp() + 1,
+                }
+
+        return gathered(answers(), len(projected[0]))
 
     def _trunk(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        given: Float[Tensor, "m c"] | None,
-        queries: int,
-        door: Callable[[int], Remember] | None,
-        dense: bool,
+        self, images: Float[Tensor, "n h w 3"], given: Float[Tensor, "m c"] | None, ask: Ask
     ) -> tuple[Float[Tensor, "n c2"], list[Float[Tensor, "n _ _ _"]]]:
         """Camera tokens after the last block, and the four layers' projected patch tokens."""
-        c, vit = self.config, self.backbone.pretrained
+        c, vit, queries = self.config, self.backbone.pretrained, ask.queries
         n, height, width = images.shape[:3]
         grid = (height // c.patch, width // c.patch)
-        x = vit.tokens(normalized(images))
+        x = gathered(({"x": vit.tokens(normalized(few))} for few in images.split(c.view_chunk)), n)["x"]
         tokens = x.shape[1]
         local_rope = rope_2d(grid_positions(*grid, special=1).to(x.device), c.dim // c.heads)
         # In global blocks every patch of every picture sits at (1, 1): keys carry no place and no order.
@@ -301,10 +252,10 @@ class Da3(nn.Module):
             elif layer % 2 == 0:
                 x = local = views_in_chunks(block, x, c.view_chunk, local_rope)
             else:
-                remember = door(self._global_layers().index(layer)) if door else None
+                remember = ask.door("trunk", self._global_layers().index(layer)) if ask.door else None
                 together = x.reshape(1, n * tokens, c.dim)
                 x = block(together, rope=global_rope.tiled(n), mask=mask, remember=remember).view(n, tokens, c.dim)
-            if layer in c.out_layers and dense:
+            if layer in c.out_layers and ask.dense:
                 projected.append(self._project(len(projected), local, x, grid, width / height))
         return torch.cat([local[:, 0], x[:, 0]], dim=-1), projected
 
@@ -318,11 +269,11 @@ class Da3(nn.Module):
     ) -> Float[Tensor, "n d i j"]:
         """What the head needs of a layer, a few pictures at a time: it is smaller than the layer."""
         norm, chunk = self.backbone.pretrained.norm, self.config.head_chunk
-        parts = []
-        for a, b in zip(local.split(chunk), x.split(chunk), strict=True):
-            pair = torch.cat([a[:, 1:], norm(b[:, 1:])], dim=-1)
-            parts.append(self.head.project(index, pair, grid, aspect))
-        return torch.cat(parts)
+        pairs = (
+            torch.cat([a[:, 1:], norm(b[:, 1:])], dim=-1)
+            for a, b in zip(local.split(chunk), x.split(chunk), strict=True)
+        )
+        return gathered(({"x": self.head.project(index, pair, grid, aspect)} for pair in pairs), len(x))["x"]
 
     def _camera_tokens(
         self, n: int, given: Float[Tensor, "m c"] | None, queries: int, reference: int

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 UV_GAIN = 0.1
+STRIP = 96  # rows of a picture that the last convolutions take at once
 
 
 def add_uv(x: Float[Tensor, "n c h w"], aspect: float) -> Float[Tensor, "n c h w"]:
@@ -173,4 +174,24 @@ def to_pixels(
 ) -> Float[Tensor, "n h w d"]:
     """Resize to the picture, add the uv embedding, and the last convolutions; channels last."""
     x = interpolate(x, size=size, mode="bilinear", align_corners=True)
-    return end(add_uv(x, aspect)).permute(0, 2, 3, 1)
+    return in_strips(end, add_uv(x, aspect)).permute(0, 2, 3, 1)
+
+
+def in_strips(end: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+    """``end(x)``, on a CPU without gradients some rows at a time: what it makes in between is a head's largest.
+
+    end: one 3x3 convolution with a border of one, then what looks at single pixels. A strip is run with the rows above
+    and below it, and these are dropped: the same numbers.
+    """
+    height = x.shape[2]
+    if torch.is_grad_enabled() or x.device.type != "cpu" or height <= STRIP:
+        return end(x)
+    whole: Tensor | None = None
+    for top in range(0, height, STRIP):
+        above, bottom = max(top - 1, 0), min(top + STRIP, height)
+        part = end(x[:, :, above : min(bottom + 1, height)])[:, :, top - above : bottom - above]
+        if whole is None:
+            whole = part.new_empty(*part.shape[:2], height, part.shape[3])
+        whole[:, :, top:bottom] = part
+    assert whole is not None
+    return whole

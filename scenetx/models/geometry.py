@@ -31,6 +31,21 @@ class Geometry:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def to(self, device: torch.device | str) -> Geometry:
+        """The same answer elsewhere."""
+
+        def there(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device)
+
+        return replace(
+            self,
+            cameras=self.cameras.to(device),
+            depth=there(self.depth),
+            confidence=there(self.confidence),
+            points=there(self.points),
+            published={name: values.to(device) for name, values in self.published.items()},
+        )
+
     @staticmethod
     def cat(parts: list[Geometry]) -> Geometry:
         """One answer from several on different pictures of one size (and one world)."""

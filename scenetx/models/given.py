@@ -8,30 +8,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scenetx.core import Cameras, InputError
+from scenetx.core import Cameras
 from scenetx.core.cameras import pixel_grid
 
 
 @dataclass(frozen=True)
 class Given:
-    """Known of all ``n`` pictures of a map; each may be None. depth: z, 0 = unknown."""
+    """Known of all ``n`` pictures of a map; each may be None. depth: z, 0 = unknown. metric: lengths are metres."""
 
     K: Float[Tensor, "n 3 3"] | None = None
     world_from_cam: Float[Tensor, "n 4 4"] | None = None
     depth: Float[Tensor, "n h w"] | None = None
+    metric: bool = True
 
     @staticmethod
     def of(
-        cameras: Cameras | None, K: Float[Tensor, "n 3 3"] | None, depth: Float[Tensor, "n h w"] | None, pictures: int
+        cameras: Cameras | None,
+        K: Float[Tensor, "n 3 3"] | None,
+        depth: Float[Tensor, "m h w"] | None,
+        *,
+        metric: bool = True,
     ) -> Given:
-        """Cameras bring poses and intrinsics; ``K`` alone brings intrinsics. Raises InputError for a wrong number."""
+        """Cameras bring poses and intrinsics; ``K`` alone brings intrinsics."""
         if cameras is not None and K is None:
             K = cameras.K
-        for name, value in (("K", K), ("depth", depth)):
-            if value is not None and len(value) != pictures:
-                raise InputError(name, f"{len(value)} for {pictures} pictures", "give one a picture, or none")
         world_from_cam = None if cameras is None else cameras.world_from_cam.float()
-        return Given(None if K is None else K.float(), world_from_cam, None if depth is None else depth.float())
+        return Given(None if K is None else K.float(), world_from_cam, None if depth is None else depth.float(), metric)
 
 
 def slopes(K: Float[Tensor, "n 3 3"], size: tuple[int, int]) -> Float[Tensor, "n h w 2"]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,6 @@ from scenetx.core.atomic import write_text
 
 if TYPE_CHECKING:
     from scenetx.models.zoo import Published
-
-CHUNK = 1 << 22
 
 
 def weights_folder() -> Path:
@@ -30,7 +30,10 @@ def local_file(entry: Published) -> Path:
 
 
 def find_local(entry: Published) -> Path:
-    """The fetched file. Raises InputError that says how to get it; never goes online."""
+    """The fetched file, which still is what was fetched (`verify`).
+
+    Raises InputError that says how to get it, or that it has changed; never goes online.
+    """
     path = local_file(entry)
     if not path.is_file() and not entry.repo:
         raise InputError(f"{entry.name}: weights", "not on the hub", entry.note)
@@ -38,6 +41,7 @@ def find_local(entry: Published) -> Path:
         what = f"{entry.name}: weights ({entry.megabytes:,} MB, {entry.licence})"
         flag = "" if entry.commercial else " --accept-non-commercial"
         raise InputError(what, "not on this machine", f"get them with: scenetx models fetch {entry.name}{flag}")
+    verify(entry, path)
     return path
 
 
@@ -49,9 +53,10 @@ def fetch(
 ) -> Path:
     """Download a published model's file (once) and give its path.
 
-    The revision is the entry's, or the one of the first fetch, which is written beside the file together with its
-    sha256; a file that no longer has its sha256 is refused. Raises InputError for non-commercial weights without
-    ``accept_non_commercial``, for a missing ``huggingface_hub``, and for what the hub answers.
+    The revision is the entry's, or that of the first fetch: it is written beside the file together with its sha256, and
+    a later fetch asks for the same. A file that does not have its sha256 is refused, then and at every load. Raises
+    InputError for non-commercial weights without ``accept_non_commercial``, for a missing ``huggingface_hub``, and for
+    what the hub answers.
     """
     if not entry.repo:
         raise InputError(f"{entry.name}: weights", "not on the hub", entry.note)
@@ -72,39 +77,56 @@ def fetch(
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        revision = entry.revision or HfApi().model_info(entry.repo).sha
-        got = Path(hf_hub_download(entry.repo, entry.file, revision=revision, local_dir=folder))
+        revision = pinned(entry).revision or HfApi().model_info(entry.repo).sha
+        hf_hub_download(entry.repo, entry.file, revision=revision, local_dir=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{entry.repo}/{entry.file}", reason, "check the network, or give a local file") from error
-    _write_note(path, {"revision": revision, "sha256": sha256_of(got)})
-    verify(entry, path)
+    verify(entry, path, revision)
     if report:
         report(str(path), 1.0)
     return path
 
 
-def verify(entry: Published, path: Path) -> None:
-    """Raises InputError when the file is not the one that was published (or first fetched)."""
-    note = path.with_name(path.name + ".json")
-    expected = entry.sha256
-    if expected is None and note.is_file():
-        expected = json.loads(note.read_text()).get("sha256")
-    if expected is None:
-        return
-    found = sha256_of(path)
-    if found != expected:
-        raise InputError(str(path), f"sha256 is {found[:16]}..., not {expected[:16]}...", "delete it and fetch again")
+@dataclass(frozen=True)
+class Pin:
+    """Which file a published model's is: the hub's revision and the sha256, as far as they are known."""
+
+    revision: str | None = None
+    sha256: str | None = None
+
+
+def pinned(entry: Published) -> Pin:
+    """The entry's own, else what the first fetch (or the first use of a file that was put there) wrote down."""
+    noted: object = None
+    with contextlib.suppress(OSError, ValueError):  # no note yet, or one that says nothing
+        noted = json.loads(_note(entry).read_text())
+    said = noted if isinstance(noted, dict) else {}
+    values = {key: value for key in ("revision", "sha256") if isinstance(value := said.get(key), str)}
+    return Pin(entry.revision or values.get("revision"), entry.sha256 or values.get("sha256"))
+
+
+def verify(entry: Published, path: Path, revision: str | None = None) -> None:
+    """Raises InputError when the file is not the one that was published, or not the one first seen here.
+
+    Where no sha256 is known yet, this file's is written down beside it, if that can be written.
+    """
+    pin, found = pinned(entry), sha256_of(path)
+    if pin.sha256 is None:
+        with contextlib.suppress(OSError):  # a folder of weights may be for reading only
+            write_text(_note(entry), json.dumps({"revision": revision or pin.revision, "sha256": found}, indent=1))
+    elif found != pin.sha256:
+        what = f"sha256 is {found[:16]}..., not {pin.sha256[:16]}... as first seen"
+        note = _note(entry).name
+        raise InputError(str(path), what, f"delete it and fetch again (with {note} too, if a new one is meant)")
 
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_note(path: Path, note: dict[str, object]) -> None:
-    write_text(path.with_name(path.name + ".json"), json.dumps(note, indent=1))
+def _note(entry: Published) -> Path:
+    path = local_file(entry)
+    return path.with_name(path.name + ".json")

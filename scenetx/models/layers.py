@@ -17,8 +17,9 @@ from scenetx.models.attention import Remember, attend
 
 QkNorm = Literal["none", "layer", "rms"]
 
-# Rows a feed-forward layer takes at once without gradients: its hidden layer is the largest thing a block makes.
-FEED_ROWS = 4096
+# Tokens a block takes at once without gradients, wherever one token does not concern another: what it makes of them in
+# between (normed and turned copies, the hidden layer) is many times as large as they are. A GPU wants larger pieces.
+ROWS, ROWS_GPU = 2048, 16384
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Rope:
 
     cos: Float[Tensor, "n 2 f"]
     sin: Float[Tensor, "n 2 f"]
+
+    def rows(self, which: slice) -> Rope:
+        """Of some of the tokens."""
+        return Rope(self.cos[which], self.sin[which])
 
     def tiled(self, times: int) -> Rope:
         """The same rows again for each of ``times`` views."""
@@ -49,7 +54,7 @@ def rope_2d(positions: Int[Tensor, "n 2"], head_dim: int, *, base: float = 100.0
     """
     if head_dim % 4:
         raise ValueError(f"2-D rotary positions need head_dim % 4 == 0, not {head_dim}")
-    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
+    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=positions.device) / (head_dim // 2)
     angles = positions[..., None].float() / base**exponents
     return Rope(angles.cos(), angles.sin())
 
@@ -112,22 +117,11 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if qk_norm == "none" else norm(size, eps=eps)
         self.k_norm = nn.Identity() if qk_norm == "none" else norm(size, eps=eps)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n c"],
-        *,
-        rope: Rope | None = None,
-        mask: Bool[Tensor, "n n"] | None = None,
-        remember: Remember | None = None,
-    ) -> Float[Tensor, "b n c"]:
-        """``remember`` is a cache's door (`KVCache.filling` or `KVCache.stepping`); it sees normed, rotated keys."""
+    def heads_of(self, x: Float[Tensor, "b n c"], rope: Rope | None) -> list[Float[Tensor, "b h n d"]]:
+        """Queries, keys (both normed, then turned) and values."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        if remember is not None:
-            k, v = remember(k, v)
-        return self.proj(attend(q, k, v, mask=mask).transpose(1, 2).flatten(2))
+        return [q, k, v] if rope is None else [rotate(q, rope), rotate(k, rope), v]
 
 
 @dataclass(frozen=True)
@@ -167,17 +161,46 @@ class Block(nn.Module):
         mask: Bool[Tensor, "n n"] | None = None,
         remember: Remember | None = None,
     ) -> Float[Tensor, "b n c"]:
-        x = x + self.ls1(self.attn(self.norm1(x), rope=rope, mask=mask, remember=remember))
-        return feed_forward(self, x)
+        """``remember`` is a cache's door (`KVCache.filling` or `KVCache.stepping`); it sees normed, turned keys."""
+        q, k, v = _heads_of(self, x, rope)
+        if remember is not None:
+            k, v = remember(k, v)
+        seen = attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
+        del q, k, v
+        if torch.is_grad_enabled():
+            x = x + self.ls1(self.attn.proj(seen))
+            return x + self.ls2(self.mlp(self.norm2(x)))
+        return _fed(self, x, seen.contiguous())
 
 
-def feed_forward(block: Block, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-    """``x + ls2(mlp(norm2 x))``; without gradients in place, a few rows at a time: the same numbers in less memory."""
-    if torch.is_grad_enabled():
-        return x + block.ls2(block.mlp(block.norm2(x)))
-    for rows in x.view(-1, x.shape[-1]).split(FEED_ROWS):
-        rows += block.ls2(block.mlp(block.norm2(rows)))
-    return x
+def _rows(x: Tensor) -> int:
+    return ROWS if x.device.type == "cpu" else ROWS_GPU
+
+
+def _heads_of(block: Block, x: Float[Tensor, "b n c"], rope: Rope | None) -> list[Float[Tensor, "b h n d"]]:
+    """Queries, keys and values; without gradients written into place, some tokens at a time."""
+    size = max(1, _rows(x) // len(x))
+    if torch.is_grad_enabled() or x.shape[1] <= 2 * size:
+        return block.attn.heads_of(block.norm1(x), rope)
+    whole: list[Tensor] = []
+    for start in range(0, x.shape[1], size):
+        rows = slice(start, start + size)
+        parts = block.attn.heads_of(block.norm1(x[:, rows]), rope and rope.rows(rows))
+        whole = whole or [p.new_empty(*p.shape[:2], x.shape[1], p.shape[3]) for p in parts]
+        for place, part in zip(whole, parts, strict=True):
+            place[:, :, rows] = part
+    return whole
+
+
+def _fed(block: Block, x: Float[Tensor, "b n c"], seen: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+    """The rest of a block after attention, without gradients: the same numbers some rows at a time, into ``seen``."""
+    out = seen if seen.dtype == x.dtype else torch.empty_like(x)
+    before, attended, after = (each.view(-1, x.shape[-1]).split(_rows(x)) for each in (x.contiguous(), seen, out))
+    for old, rows, new in zip(before, attended, after, strict=True):
+        y = old + block.ls1(block.attn.proj(rows))
+        y += block.ls2(block.mlp(block.norm2(y)))
+        new.copy_(y)
+    return out
 
 
 class PatchEmbed(nn.Module):
@@ -189,4 +212,4 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        return self.proj(images.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)

@@ -7,7 +7,7 @@ axes, quaternions xyzw, the first picture's camera is the world; depth runs alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,15 @@ from torch.nn.functional import interpolate, normalize, pixel_unshuffle, relu
 
 from scenetx.core import Cameras
 from scenetx.core.rigid import quat_from_rotation, rigid, rotation_from_quat
-from scenetx.models.attention import KVCache, KVShape, Remember, query_mask
+from scenetx.models.attention import KVShape, query_mask
 from scenetx.models.backbone import Vit, VitConfig, normalized
-from scenetx.models.dense_head import FusionBlock
+from scenetx.models.dense_head import FusionBlock, in_strips
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import Ask, GeometryModel
 from scenetx.models.given import Given, slopes
 from scenetx.models.layers import Block, BlockConfig
 from scenetx.models.ray_fit import intrinsics_from_rays
-from scenetx.models.views import checked, one_picture, views_in_chunks
+from scenetx.models.views import gathered, views_in_chunks
 
 TINY = 1e-8
 
@@ -88,7 +89,8 @@ class MapEncoder(nn.Module):
         self.norm_layer = nn.LayerNorm(config.dim, eps=1e-6)
 
     def forward(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
-        x = self.encoder(self.conv_in(pixel_unshuffle(maps, self.patch)))
+        maps = pixel_unshuffle(maps, self.patch).to(self.conv_in.weight.dtype)
+        x = self.encoder(self.conv_in(maps))
         return self.norm_layer(x.flatten(2).transpose(1, 2))
 
 
@@ -105,7 +107,7 @@ class CodeEncoder(nn.Module):
         self.norm_layer = nn.LayerNorm(config.dim, eps=1e-6)
 
     def forward(self, codes: Float[Tensor, "n c"]) -> Float[Tensor, "n 1 d"]:
-        return self.norm_layer(self.encoder(codes))[:, None]
+        return self.norm_layer(self.encoder(codes.to(self.norm_layer.weight.dtype)))[:, None]
 
 
 class Sharing(nn.Module):
@@ -168,7 +170,7 @@ class DenseEnd(nn.Module):
 
     def forward(self, x: Float[Tensor, "n f i j"], size: tuple[int, int]) -> Float[Tensor, "n h w c"]:
         x = interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=True)
-        return self.conv2(x).permute(0, 2, 3, 1)
+        return in_strips(self.conv2, x).permute(0, 2, 3, 1)
 
 
 class DenseHead(nn.Sequential):
@@ -237,13 +239,15 @@ class ScaleHead(nn.Module):
         return self.output_proj(x)
 
 
-class MapAnything(nn.Module):
+class MapAnything(GeometryModel):
     """MapAnything. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: longest side 518)."""
 
     metric = True
+    takes = ("cameras", "K", "depth")
+    noted = ("metric_scaling_factor",)
 
     def __init__(self, config: MapAnythingConfig) -> None:
-        super().__init__()
+        super().__init__(config.vit.patch)
         self.config = config
         self.encoder = Encoder(config)
         self.ray_dirs_encoder = MapEncoder(3, config)
@@ -259,95 +263,31 @@ class MapAnything(nn.Module):
         self.pose_head = PoseHead(config)
         self.scale_head = ScaleHead(config)
 
-    def forward(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None = None,
-        *,
-        K: Float[Tensor, "m 3 3"] | None = None,
-        depth: Float[Tensor, "m h w"] | None = None,
-        given_metric: bool = True,
-        queries: int = 0,
-    ) -> Geometry:
-        """All pictures see each other; the last ``queries`` see all and are seen by themselves only.
-
-        Given cameras (poses and intrinsics), intrinsics ``K`` or ``depth`` (z, 0 = unknown) are of the pictures before
-        the queries; ``given_metric`` says whether their lengths are metres.
-        """
-        given = Given.of(cameras, K, depth, len(images) - queries)
-        return self._run(images, cameras, given, given_metric, queries=queries)
-
-    def map(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None = None,
-        *,
-        K: Float[Tensor, "n 3 3"] | None = None,
-        depth: Float[Tensor, "n h w"] | None = None,
-        given_metric: bool = True,
-        capacity: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> KVCache:
-        """Runs all pictures and keeps what a `step` needs of them (``cache.geometry`` is the answer for them)."""
-        shape = self.cache_shape(images.shape[1], images.shape[2])
-        cache = KVCache({"trunk": shape}, capacity or len(images), dtype=dtype, device=images.device)
-        given = Given.of(cameras, K, depth, len(images))
-        door = lambda layer: cache.filling("trunk", layer, len(images))  # noqa: E731
-        cache.geometry = self._run(images, cameras, given, given_metric, door=door)
-        cache.views = len(images)
-        cache.notes["size"] = torch.tensor(images.shape[1:3])
-        cache.notes["scale"] = cache.geometry.published["metric_scaling_factor"][0]
-        return cache
-
-    def step(
-        self, image: Float[Tensor, "h w 3"], cache: KVCache, *, dense: bool = True, keep: bool = False
-    ) -> Geometry:
-        """One picture against a map, in its metres: exactly the forward in which the map's pictures do not see it.
-
-        dense False: the camera only (its intrinsics are then a guess). keep: the picture becomes a keyframe of the map.
-        """
-        door = lambda layer: cache.stepping("trunk", layer)  # noqa: E731
-        images, scale = one_picture(image, cache), cache.notes["scale"]
-        geometry = self._run(images, None, Given(), True, queries=1, door=door, dense=dense, scale=scale)
-        if keep:
-            cache.keep()
-        return geometry
-
-    def cache_shape(self, height: int, width: int) -> KVShape:
+    def cache_shapes(self, height: int, width: int) -> dict[str, KVShape]:
         """Even blocks see all pictures; the scale token is the map's."""
         c = self.config
         tokens = 1 + (height // c.vit.patch) * (width // c.vit.patch)
-        return KVShape(c.depth // 2, c.heads, c.dim // c.heads, tokens, shared=1)
+        return {"trunk": KVShape(c.depth // 2, c.heads, c.dim // c.heads, tokens, shared=1)}
 
-    def _run(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None,
-        given: Given,
-        given_metric: bool,
-        *,
-        queries: int = 0,
-        door: Callable[[int], Remember] | None = None,
-        dense: bool = True,
-        scale: Float[Tensor, "1"] | None = None,
-    ) -> Geometry:
-        checked(images, cameras, self.config.vit.patch, queries)
+    def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
         n, height, width = images.shape[:3]
-        grid = (height // self.config.vit.patch, width // self.config.vit.patch)
+        known, grid = n - ask.queries, (height // self.patch, width // self.patch)
         x = self.encoder.model(normalized(images), chunk=self.config.view_chunk)
         patches = x[:, 1:]
-        if queries < n:
-            added = self._given_tokens(given, (height, width), given_metric)
-            patches = torch.cat([patches[: n - queries] + added, patches[n - queries :]])
+        if known:
+            added = self._given_tokens(ask.given, (height, width))
+            patches = torch.cat([patches[:known] + added, patches[known:]])
         x = torch.cat([x[:, :1], self.fusion_norm_layer(patches)], dim=1)
-        ours = None if scale is not None else self.scale_token
-        last, scale_said, laterals = self._trunk(x, ours, grid, queries, door, dense)
-        if scale_said is not None:
-            scale = self.scale_head(scale_said).exp().clamp(min=TINY)
-        assert scale is not None
+        # In a step the scale token is the map's: in its cache, and what it said in its notes.
+        token = self.scale_token[None] if ask.notes is None else self.scale_token.new_zeros(0, self.config.dim)
+        last, token, laterals = self._trunk(x, token, grid, ask)
+        if ask.notes is None:
+            scale = self.scale_head(token[0]).float().exp().clamp(min=TINY)
+        else:
+            scale = ask.notes["metric_scaling_factor"][0]
         return self._answer(last, laterals, (height, width), scale)
 
-    def _given_tokens(self, given: Given, size: tuple[int, int], metric: bool) -> Float[Tensor, "n t c"] | float:
+    def _given_tokens(self, given: Given, size: tuple[int, int]) -> Float[Tensor, "n t c"] | float:
         """What is known of the pictures, as sums of tokens; scales are told only where they are metres."""
         total: Tensor | float = 0.0
         if given.K is not None:
@@ -358,10 +298,10 @@ class MapAnything(nn.Module):
                 along = along / _rays(given.K, size)[..., 2]
             mean = (along.sum((1, 2)) / ((along > 0).sum((1, 2)) + TINY)).clamp(min=TINY)
             total = total + self.depth_encoder(torch.log1p(along / mean[:, None, None])[:, None])
-            if metric:
+            if given.metric:
                 total = total + self.depth_scale_encoder((mean + TINY).log()[:, None])
         if given.world_from_cam is not None:
-            total = total + self._pose_tokens(given.world_from_cam, metric)
+            total = total + self._pose_tokens(given.world_from_cam, given.metric)
         return total
 
     def _pose_tokens(self, world_from_cam: Float[Tensor, "n 4 4"], metric: bool) -> Float[Tensor, "n 1 c"]:
@@ -379,45 +319,43 @@ class MapAnything(nn.Module):
     def _trunk(
         self,
         x: Float[Tensor, "n t c"],
-        scale_token: Float[Tensor, "c"] | None,
+        scale: Float[Tensor, "s c"],
         grid: tuple[int, int],
-        queries: int,
-        door: Callable[[int], Remember] | None,
-        dense: bool,
-    ) -> tuple[Float[Tensor, "n p c"], Float[Tensor, "c"] | None, list[Tensor]]:
-        """Last patch tokens, last scale token and the dense head's four laterals. In a step there is no scale token."""
-        c, sharing = self.config, self.info_sharing
+        ask: Ask,
+    ) -> tuple[Float[Tensor, "n p c"], Float[Tensor, "s c"], list[Tensor]]:
+        """Last patch tokens, last scale token (if any) and the dense head's four laterals."""
+        c, sharing, queries = self.config, self.info_sharing, ask.queries
         n, tokens = x.shape[:2]
-        laterals = [self._lateral(0, x[:, 1:], grid)] if dense else []
+        laterals = [self._lateral(0, x[:, 1:], grid)] if ask.dense else []
         if queries < n:
             x = torch.cat([x[:1] + sharing.view_pos_table, x[1:]])
-        shared = 0 if scale_token is None else 1
-        scale = x.new_zeros(1, 0, c.dim) if scale_token is None else scale_token[None, None]
+        shared = len(scale)
         mask = query_mask(tokens, n, queries, shared=shared).to(x.device) if 0 < queries < n else None
         for layer, block in enumerate(sharing.self_attention_blocks):
             if layer % 2 == 0:
-                remember = door(layer // 2) if door else None
-                together = torch.cat([scale, x.reshape(1, n * tokens, c.dim)], dim=1)
-                together = block(together, mask=mask, remember=remember)
-                scale, x = together[:, :shared], together[0, shared:].view(n, tokens, c.dim)
+                remember = ask.door("trunk", layer // 2) if ask.door else None
+                together = torch.cat([scale, x.reshape(n * tokens, c.dim)])[None]
+                together = block(together, mask=mask, remember=remember)[0]
+                scale, x = together[:shared], together[shared:].view(n, tokens, c.dim)
             else:
                 x = views_in_chunks(block, x, c.view_chunk)
-            if dense and layer in c.between:
+            if ask.dense and layer in c.between:
                 laterals.append(self._lateral(len(laterals), sharing.norm(x[:, 1:]), grid))
         last = sharing.norm(x[:, 1:])
-        if dense:
+        if ask.dense:
             laterals.append(self._lateral(3, last, grid))
-        return last, sharing.norm(scale[0, 0]) if shared else None, laterals
+        return last, sharing.norm(scale), laterals
 
     def _lateral(self, index: int, tokens: Float[Tensor, "n t c"], grid: tuple[int, int]) -> Float[Tensor, "n f i j"]:
-        return torch.cat([self.dense_head.lateral(index, part, grid) for part in tokens.split(self.config.head_chunk)])
+        few = tokens.split(self.config.head_chunk)
+        return gathered(({"x": self.dense_head.lateral(index, part, grid)} for part in few), len(tokens))["x"]
 
     def _answer(
         self, last: Float[Tensor, "n t c"], laterals: list[Tensor], size: tuple[int, int], scale: Float[Tensor, "1"]
     ) -> Geometry:
         height, width = size
-        grid = (height // self.config.vit.patch, width // self.config.vit.patch)
-        pose = torch.cat([self.pose_head(part, grid) for part in last.split(self.config.view_chunk)])
+        grid = (height // self.patch, width // self.patch)
+        pose = torch.cat([self.pose_head(part, grid) for part in last.split(self.config.view_chunk)]).float()
         quat = normalize(pose[:, 3:], dim=-1)
         rotation = rotation_from_quat(quat.roll(1, dims=-1))
         world_from_cam = rigid(rotation, pose[:, :3] * scale)
@@ -428,10 +366,8 @@ class MapAnything(nn.Module):
             return Geometry(
                 Cameras(world_from_cam, intrinsics_from_rays(blind), height, width), metric=True, published=published
             )
-        chunk, parts = self.config.head_chunk, []
-        for start in range(0, len(pose), chunk):
-            parts.append(self.dense_head.pixels([x[start : start + chunk] for x in laterals], size))
-        raw = torch.cat(parts)
+        few = zip(*(x.split(self.config.head_chunk) for x in laterals), strict=True)
+        raw = gathered(({"raw": self.dense_head.pixels(part, size).float()} for part in few), len(pose))["raw"]
         rays = normalize(raw[..., :3], dim=-1)
         along = raw[..., 3:4].exp()
         local = rays * along * scale

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from scenetx.core import InputError
-from scenetx.models.attention import KVShape
+
+if TYPE_CHECKING:
+    from scenetx.models.geometry_model import GeometryModel
 
 GIB = 2**30
-# Full-width copies of all tokens that are alive at once in a block that sees all pictures: the tokens, what the last
-# per-picture block made, the normed input, queries, keys and values before and after the rotation, the answer.
-WIDTHS_ALIVE = 11
-# Of the dense head, per picture at once: maps of the picture's size at the head's width, input and output.
-MAPS_ALIVE = 3
+# Full-width copies of all tokens that are alive at once in a block that sees all pictures: the tokens, queries, keys,
+# values, what was seen; and one for memory that was given back to the allocator, not to the system.
+WIDTHS_ALIVE = 6
+# Of the dense head, per picture at once: maps of the picture's size at the head's width.
+MAPS_ALIVE = 2
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Need:
 
 def need(model: nn.Module, height: int, width: int) -> Need:
     """An estimate for a geometry model at a picture size; within about a fifth of what was measured on a CPU."""
-    config = model.config
-    shape = trunk_shape(model, height, width)
+    config: Any = model.config
+    shape = cast("GeometryModel", model).cache_shapes(height, width)["trunk"]
     item = next(model.parameters()).dtype.itemsize
     weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
     dim = shape.heads * shape.head_dim
@@ -45,16 +48,10 @@ def need(model: nn.Module, height: int, width: int) -> Need:
     return Need(weights, item * (WIDTHS_ALIVE * patches * dim + kept), item * head)
 
 
-def trunk_shape(model: nn.Module, height: int, width: int) -> KVShape:
-    """What the part that sees all pictures stores a view."""
-    measured: Any = model
-    if hasattr(model, "cache_shapes"):
-        return measured.cache_shapes(height, width)["trunk"]
-    return measured.cache_shape(height, width)
-
-
-def available_memory() -> int:
-    """Bytes that are free for us now."""
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that are free for us now, in the machine's memory or a GPU's."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 (no file of ours)
             for line in file:

@@ -7,7 +7,7 @@ OpenCV axes; frame and scale are the model's own; ``conf`` is a logit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pixel_shuffle, relu
 
-from scenetx.core import Cameras, InputError
+from scenetx.core import Cameras
 from scenetx.core.rigid import rigid
-from scenetx.models.attention import KVCache, KVShape, Remember, query_mask
+from scenetx.models.attention import KVShape, query_mask
 from scenetx.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Vit, VitConfig, normalized
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import Ask, GeometryModel
 from scenetx.models.layers import Block, BlockConfig, Rope, grid_positions, rope_2d
 from scenetx.models.ray_fit import intrinsics_from_rays
-from scenetx.models.views import checked, one_picture, views_in_chunks
+from scenetx.models.views import gathered, views_in_chunks
 
 VIT = VitConfig(registers=4, offset=0.0, antialias=True)
 
@@ -102,8 +103,8 @@ class CameraHead(nn.Module):
     def forward(self, x: Float[Tensor, "n t c"]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 9"]]:
         for unit in self.res_conv:
             x = unit(x)
-        x = self.more_mlps(x.mean(dim=1)).float()
-        return self.fc_t(x), self.fc_rot(x)
+        x = self.more_mlps(x.mean(dim=1))
+        return self.fc_t(x).float(), self.fc_rot(x).float()
 
 
 def rotation_from_nine(nine: Float[Tensor, "n 9"]) -> Float[Tensor, "n 3 3"]:
@@ -115,15 +116,14 @@ def rotation_from_nine(nine: Float[Tensor, "n 9"]) -> Float[Tensor, "n 3 3"]:
     return (u * handed[:, None, :]) @ vh
 
 
-class Pi3(nn.Module):
+class Pi3(GeometryModel):
     """Pi3. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: up to 255,000 pixels)."""
 
-    metric = False
     image_mean: Tensor
     image_std: Tensor
 
     def __init__(self, config: Pi3Config) -> None:
-        super().__init__()
+        super().__init__(config.vit.patch)
         self.config = config
         self.encoder = Vit(config.vit)
         block = BlockConfig(config.dim, config.heads, scale=0.01, qk_norm="layer", eps=1e-6)
@@ -140,63 +140,15 @@ class Pi3(nn.Module):
         self.register_buffer("image_mean", mean.view(1, 3, 1, 1))
         self.register_buffer("image_std", std.view(1, 3, 1, 1))
 
-    def forward(
-        self, images: Float[Tensor, "n h w 3"], cameras: Cameras | None = None, *, queries: int = 0
-    ) -> Geometry:
-        """All pictures see each other; the last ``queries`` see all and are seen by themselves only.
-
-        Raises InputError when cameras are given: this model takes none.
-        """
-        if cameras is not None:
-            raise InputError("cameras", "given", "use a model that takes them (da3-*, pi3x, mapanything)")
-        return self._run(images, queries=queries)
-
-    def map(
-        self, images: Float[Tensor, "n h w 3"], *, capacity: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> KVCache:
-        """Runs all pictures and keeps what a `step` needs of them (``cache.geometry`` is the answer for them)."""
-        cache = self._empty_cache(images, capacity, dtype)
-        cache.geometry = self._run(images, door=lambda layer: cache.filling("trunk", layer, len(images)))
-        cache.views = len(images)
-        return cache
-
-    def step(
-        self, image: Float[Tensor, "h w 3"], cache: KVCache, *, dense: bool = True, keep: bool = False
-    ) -> Geometry:
-        """One picture against a map: exactly the forward in which the map's pictures do not see it.
-
-        dense False: the camera only (its intrinsics are then a guess). keep: the picture becomes a keyframe of the map.
-        """
-        images = one_picture(image, cache)
-        geometry = self._run(images, queries=1, door=lambda layer: cache.stepping("trunk", layer), dense=dense)
-        if keep:
-            cache.keep()
-        return geometry
-
-    def cache_shape(self, height: int, width: int) -> KVShape:
+    def cache_shapes(self, height: int, width: int) -> dict[str, KVShape]:
         """Odd blocks see all pictures."""
         c = self.config
         tokens = c.registers + (height // c.vit.patch) * (width // c.vit.patch)
-        return KVShape(c.depth // 2, c.heads, c.dim // c.heads, tokens)
+        return {"trunk": KVShape(c.depth // 2, c.heads, c.dim // c.heads, tokens)}
 
-    def _empty_cache(self, images: Float[Tensor, "n h w 3"], capacity: int | None, dtype: torch.dtype) -> KVCache:
-        shape = self.cache_shape(images.shape[1], images.shape[2])
-        cache = KVCache({"trunk": shape}, capacity or len(images), dtype=dtype, device=images.device)
-        cache.notes["size"] = torch.tensor(images.shape[1:3])
-        return cache
-
-    def _run(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        *,
-        queries: int = 0,
-        door: Callable[[int], Remember] | None = None,
-        dense: bool = True,
-    ) -> Geometry:
-        checked(images, None, self.config.vit.patch, queries)
+    def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
         size = (images.shape[1], images.shape[2])
-        last = self._trunk(self._encode(images), size, queries, door)
-        return self._answer(last, size, dense)
+        return self._answer(self._trunk(self._encode(images), size, ask), size, ask.dense)
 
     def _encode(self, images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "n p c"]:
         x = normalized(images, self.image_mean, self.image_std)
@@ -211,12 +163,11 @@ class Pi3(nn.Module):
         self,
         patches: Float[Tensor, "n p c"],
         size: tuple[int, int],
-        queries: int,
-        door: Callable[[int], Remember] | None,
+        ask: Ask,
         inject: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "n t c2"]:
         """The outputs of the last two blocks, side by side. ``inject`` may add to the tokens after a block."""
-        c, n = self.config, len(patches)
+        c, n, queries = self.config, len(patches), ask.queries
         x = torch.cat([self.register_token[0].expand(n, -1, -1), patches], dim=1)
         tokens = x.shape[1]
         rope = self._rope(size)
@@ -227,7 +178,7 @@ class Pi3(nn.Module):
             if layer % 2 == 0:
                 x = own = views_in_chunks(block, x, c.view_chunk, rope)
             else:
-                remember = door(layer // 2) if door else None
+                remember = ask.door("trunk", layer // 2) if ask.door else None
                 together = x.reshape(1, n * tokens, c.dim)
                 x = block(together, rope=all_ropes, mask=mask, remember=remember).view(n, tokens, c.dim)
             if inject is not None:
@@ -242,36 +193,45 @@ class Pi3(nn.Module):
         if not dense:
             K = intrinsics_from_rays(torch.full((len(last), height, width, 2), torch.nan, device=last.device))
             return Geometry(Cameras(world_from_cam, K, height, width), published=published)
-        local, conf = self._points(last, size)
+        published |= self._points(last, size)
+        local, conf = published["local_points"], published["conf"]
         K = intrinsics_from_rays(local[..., :2] / local[..., 2:])
         rotation, center = world_from_cam[:, None, None, :3, :3], world_from_cam[:, None, None, :3, 3]
         points = (rotation @ local[..., None])[..., 0] + center
-        published |= {"points": points, "local_points": local, "conf": conf}
+        published["points"] = points
         cameras = Cameras(world_from_cam, K, height, width)
         return Geometry(cameras, local[..., 2], conf[..., 0].sigmoid(), points, published=published)
 
     def _cameras(self, last: Float[Tensor, "n t c2"], size: tuple[int, int]) -> dict[str, Tensor]:
         rope, skip = self._rope(size), self.config.registers
-        answers = [
-            self.camera_head(self.camera_decoder(part, rope)[:, skip:]) for part in last.split(self.config.view_chunk)
-        ]
-        translation, nine = (torch.cat(values) for values in zip(*answers, strict=True))
-        poses = rigid(rotation_from_nine(nine), translation)
-        return {"camera_poses": poses, "cam_fc_t": translation, "cam_fc_rot": nine}
 
-    def _points(
-        self, last: Float[Tensor, "n t c2"], size: tuple[int, int]
-    ) -> tuple[Float[Tensor, "n h w 3"], Float[Tensor, "n h w 1"]]:
+        def answers() -> Iterator[dict[str, Tensor]]:
+            for few in last.split(self.config.view_chunk):
+                translation, nine = self.camera_head(self.camera_decoder(few, rope)[:, skip:])
+                poses = rigid(rotation_from_nine(nine), translation)
+                yield {"camera_poses": poses, "cam_fc_t": translation, "cam_fc_rot": nine}
+
+        return gathered(answers(), len(last))
+
+    def _points(self, last: Float[Tensor, "n t c2"], size: tuple[int, int]) -> dict[str, Tensor]:
         """Camera-frame points and confidence logits."""
-        rope, skip, patch = self._rope(size), self.config.registers, self.config.vit.patch
-        grid = (size[0] // patch, size[1] // patch)
-        points, confidences = [], []
-        for part in last.split(self.config.view_chunk):
-            raw = self.point_head(self.point_decoder(part, rope)[:, skip:], grid)
-            z = raw[..., 2:].exp()
-            points.append(torch.cat([raw[..., :2] * z, z], dim=-1))
-            confidences.append(self.conf_head(self.conf_decoder(part, rope)[:, skip:], grid))
-        return torch.cat(points), torch.cat(confidences)
+        rope, skip = self._rope(size), self.config.registers
+        grid = (size[0] // self.patch, size[1] // self.patch)
+
+        def answers() -> Iterator[dict[str, Tensor]]:
+            for few in last.split(self.config.view_chunk):
+                points = self._local_points(self.point_decoder(few, rope)[:, skip:], grid)
+                yield {"local_points": points, "conf": self._confidence(self.conf_decoder(few, rope)[:, skip:], grid)}
+
+        return gathered(answers(), len(last))
+
+    def _local_points(self, tokens: Float[Tensor, "n t c"], grid: tuple[int, int]) -> Float[Tensor, "n h w 3"]:
+        raw = self.point_head(tokens, grid).float()
+        z = raw[..., 2:].exp()
+        return torch.cat([raw[..., :2] * z, z], dim=-1)
+
+    def _confidence(self, tokens: Float[Tensor, "n t c"], grid: tuple[int, int]) -> Float[Tensor, "n h w 1"]:
+        return self.conf_head(tokens, grid).float()
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,16 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from scenetx.core import Cameras
 from scenetx.core.rigid import invert_rigid
-from scenetx.models.attention import KVCache, Remember, attend
+from scenetx.models.attention import attend
 from scenetx.models.backbone import Vit
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import Ask
 from scenetx.models.given import Given, slopes
 from scenetx.models.layers import Attention, BlockConfig, LayerScale, Mlp, PatchEmbed, Rope, rotate
 from scenetx.models.pi3 import Pi3, Pi3Config
 from scenetx.models.prope import Prope
-from scenetx.models.views import checked, one_picture
 
 STILL = 0.02  # a set of given cameras that move less than this (in mean depths) is not rescaled by its motion
 FARTHEST = 15.0  # log of the largest depth the head may say
@@ -192,9 +191,14 @@ class MetricDecoder(nn.Module):
 
 
 class Pi3x(Pi3):
-    """Pi3X. Input pictures [n h w 3] in [0, 1], sides multiples of 14; answers in metres."""
+    """Pi3X. Input pictures [n h w 3] in [0, 1], sides multiples of 14; answers in metres.
+
+    Given poses and depth are taken to share one scale, whichever it is.
+    """
 
     metric = True
+    takes = ("cameras", "K", "depth")
+    noted = ("metric",)
     config: Pi3xConfig
 
     def __init__(self, config: Pi3xConfig) -> None:
@@ -211,78 +215,15 @@ class Pi3x(Pi3):
         self.metric_decoder = MetricDecoder(config)
         self.metric_head = nn.Linear(config.metric_dim, 1)
 
-    def forward(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None = None,
-        *,
-        K: Float[Tensor, "m 3 3"] | None = None,
-        depth: Float[Tensor, "m h w"] | None = None,
-        queries: int = 0,
-    ) -> Geometry:
-        """All pictures see each other; the last ``queries`` see all and are seen by themselves only.
-
-        Given cameras (poses and intrinsics), intrinsics ``K`` or ``depth`` (z, 0 = unknown) are of the pictures before
-        the queries. Given poses and depth are taken to share one scale.
-        """
-        given = Given.of(cameras, K, depth, len(images) - queries)
-        return self._run_given(images, cameras, given, queries=queries)
-
-    def map(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None = None,
-        *,
-        K: Float[Tensor, "n 3 3"] | None = None,
-        depth: Float[Tensor, "n h w"] | None = None,
-        capacity: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> KVCache:
-        """Runs all pictures and keeps what a `step` needs of them (``cache.geometry`` is the answer for them)."""
-        cache = self._empty_cache(images, capacity, dtype)
-        given = Given.of(cameras, K, depth, len(images))
-        door = lambda layer: cache.filling("trunk", layer, len(images))  # noqa: E731
-        cache.geometry = self._run_given(images, cameras, given, door=door)
-        cache.views = len(images)
-        cache.notes["metric"] = cache.geometry.published["metric"]
-        return cache
-
-    def step(
-        self, image: Float[Tensor, "h w 3"], cache: KVCache, *, dense: bool = True, keep: bool = False
-    ) -> Geometry:
-        """One picture against a map, in its metres: exactly the forward in which the map's pictures do not see it.
-
-        dense False: the camera only (its intrinsics are then a guess). keep: the picture becomes a keyframe of the map.
-        """
-        images = one_picture(image, cache)
-        door = lambda layer: cache.stepping("trunk", layer)  # noqa: E731
-        metric = cache.notes["metric"]
-        geometry = self._run_given(images, None, Given(), queries=1, door=door, dense=dense, metric=metric)
-        if keep:
-            cache.keep()
-        return geometry
-
-    def _run_given(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        cameras: Cameras | None,
-        given: Given,
-        *,
-        queries: int = 0,
-        door: Callable[[int], Remember] | None = None,
-        dense: bool = True,
-        metric: Float[Tensor, ""] | None = None,
-    ) -> Geometry:
-        checked(images, cameras, self.config.vit.patch, queries)
-        size, known = (images.shape[1], images.shape[2]), len(images) - queries
-        given = _scaled(given)
+    def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
+        size, known = (images.shape[1], images.shape[2]), len(images) - ask.queries
+        given = _scaled(ask.given)
         patches = self._encode(images)
         if known:
             patches = torch.cat([patches[:known] + self._given_tokens(given, size), patches[known:]])
-        last = self._trunk(patches, size, queries, door, self._injector(given, size))
-        if metric is None:
-            metric = self._metric(last[:known] if known else last, size)
-        return self._metric_answer(self._answer(last, size, dense), metric)
+        last = self._trunk(patches, size, ask, self._injector(given, size))
+        metric = self._metric(last[:known] if known else last, size) if ask.notes is None else ask.notes["metric"]
+        return self._metric_answer(self._answer(last, size, ask.dense), metric)
 
     def _given_tokens(self, given: Given, size: tuple[int, int]) -> Float[Tensor, "n p c"] | float:
         """What given intrinsics and depth add to the patch tokens."""
@@ -323,7 +264,7 @@ class Pi3x(Pi3):
         """Metres a unit."""
         rope = self._rope(size).tiled(len(last))
         read = self.metric_decoder(self.metric_token, last.flatten(0, 1)[None], rope)
-        return self.metric_head(read.float()).exp()[0]
+        return self.metric_head(read).float().exp()[0]
 
     def _metric_answer(self, geometry: Geometry, metric: Float[Tensor, ""]) -> Geometry:
         """The answer in metres."""
@@ -341,18 +282,13 @@ class Pi3x(Pi3):
             published=published,
         )
 
-    def _points(
-        self, last: Float[Tensor, "n t c2"], size: tuple[int, int]
-    ) -> tuple[Float[Tensor, "n h w 3"], Float[Tensor, "n h w 1"]]:
-        rope, skip, patch = self._rope(size), self.config.registers, self.config.vit.patch
-        grid = (size[0] // patch, size[1] // patch)
-        points, confidences = [], []
-        for part in last.split(self.config.view_chunk):
-            slopes, depth = self.point_head(self.point_decoder(part, rope)[:, skip:], grid)
-            z = depth.clamp(max=FARTHEST).exp()
-            points.append(torch.cat([slopes * z, z], dim=-1))
-            confidences += self.conf_head(self.conf_decoder(part, rope)[:, skip:], grid)
-        return torch.cat(points), torch.cat(confidences)
+    def _local_points(self, tokens: Float[Tensor, "n t c"], grid: tuple[int, int]) -> Float[Tensor, "n h w 3"]:
+        slopes, depth = (each.float() for each in self.point_head(tokens, grid))
+        z = depth.clamp(max=FARTHEST).exp()
+        return torch.cat([slopes * z, z], dim=-1)
+
+    def _confidence(self, tokens: Float[Tensor, "n t c"], grid: tuple[int, int]) -> Float[Tensor, "n h w 1"]:
+        return self.conf_head(tokens, grid)[0].float()
 
 
 def _scaled(given: Given) -> Given:

@@ -7,25 +7,23 @@ the first picture's camera is near the identity, scale arbitrary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scenetx.core import Cameras, InputError
+from scenetx.core import Cameras
 from scenetx.core.rigid import invert_rigid
-from scenetx.models.attention import KVCache, KVShape, Remember, query_mask
+from scenetx.models.attention import KVShape, query_mask
 from scenetx.models.backbone import Vit, VitConfig, normalized
 from scenetx.models.dense_head import DptHead
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import Ask, Door, GeometryModel
 from scenetx.models.layers import Block, BlockConfig, Mlp, grid_positions, rope_2d
 from scenetx.models.pose_codec import decode_pose
-from scenetx.models.views import checked, one_picture, views_in_chunks
-
-Door = Callable[[str, int], Remember]
-
+from scenetx.models.views import gathered, views_in_chunks
 
 VIT = VitConfig(registers=4, offset=0.0, antialias=True, mask_token=True)
 
@@ -108,57 +106,22 @@ class CameraHead(nn.Module):
                 x = block(x, mask=mask, remember=remember)
             delta = self.pose_branch(self.trunk_norm(x)[0])
             encoding = delta if encoding is None else encoding + delta
-            answers.append(torch.cat([encoding[:, :7], encoding[:, 7:].relu()], dim=-1))
+            answers.append(torch.cat([encoding[:, :7], encoding[:, 7:].relu()], dim=-1).float())
         return answers
 
 
-class Vggt(nn.Module):
-    """VGGT. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: width 518)."""
-
-    metric = False
+class Vggt(GeometryModel):
+    """VGGT. Input pictures [n h w 3] in [0, 1], sides multiples of 14 (published: width 518); the first one's camera is
+    the world's frame."""
 
     def __init__(self, config: VggtConfig) -> None:
-        super().__init__()
+        super().__init__(config.vit.patch)
         self.config = config
         self.aggregator = Aggregator(config)
         self.camera_head = CameraHead(config)
         # Their fusion units were trained with in-place ReLUs: the skips carry relu(x).
         self.point_head = DptHead(2 * config.dim, config.widths, config.features, 4, relu_skip=True)
         self.depth_head = DptHead(2 * config.dim, config.widths, config.features, 2, relu_skip=True)
-
-    def forward(
-        self, images: Float[Tensor, "n h w 3"], cameras: Cameras | None = None, *, queries: int = 0
-    ) -> Geometry:
-        """All pictures see each other; the last ``queries`` see all and are seen by themselves only.
-
-        The first picture is the world's frame. Raises InputError when cameras are given: this model takes none.
-        """
-        if cameras is not None:
-            raise InputError("cameras", "given", "use a model that takes them (da3-*, pi3x, mapanything)")
-        return self._run(images, queries=queries)
-
-    def map(
-        self, images: Float[Tensor, "n h w 3"], *, capacity: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> KVCache:
-        """Runs all pictures and keeps what a `step` needs of them (``cache.geometry`` is the answer for them)."""
-        shapes = self.cache_shapes(images.shape[1], images.shape[2])
-        cache = KVCache(shapes, capacity or len(images), dtype=dtype, device=images.device)
-        cache.geometry = self._run(images, door=lambda name, layer: cache.filling(name, layer, len(images)))
-        cache.views = len(images)
-        cache.notes["size"] = torch.tensor(images.shape[1:3])
-        return cache
-
-    def step(
-        self, image: Float[Tensor, "h w 3"], cache: KVCache, *, dense: bool = True, keep: bool = False
-    ) -> Geometry:
-        """One picture against a map: exactly the forward in which the map's pictures do not see it.
-
-        dense False: the camera only. keep: the picture becomes a keyframe of the map.
-        """
-        geometry = self._run(one_picture(image, cache), queries=1, door=cache.stepping, dense=dense)
-        if keep:
-            cache.keep()
-        return geometry
 
     def cache_shapes(self, height: int, width: int) -> dict[str, KVShape]:
         """Global blocks, and the camera head's blocks: one camera token a view, once for every round and layer."""
@@ -170,34 +133,26 @@ class Vggt(nn.Module):
             "camera": KVShape(c.camera_rounds * c.camera_depth, c.heads, 2 * c.dim // c.heads, 1),
         }
 
-    def _run(
-        self,
-        images: Float[Tensor, "n h w 3"],
-        *,
-        queries: int = 0,
-        door: Door | None = None,
-        dense: bool = True,
-    ) -> Geometry:
-        checked(images, None, self.config.vit.patch, queries)
+    def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
         n, height, width = images.shape[:3]
-        tokens, projected = self._trunk(images, queries, door, dense)
-        mask = query_mask(1, n, queries).to(images.device) if 0 < queries < n else None
-        rounds = self.camera_head(tokens, mask=mask, door=door)
+        tokens, projected = self._trunk(images, ask)
+        mask = query_mask(1, n, ask.queries).to(images.device) if 0 < ask.queries < n else None
+        rounds = self.camera_head(tokens, mask=mask, door=ask.door)
         cam_from_world, K = decode_pose(rounds[-1], height, width)
         cameras = Cameras(invert_rigid(cam_from_world), K, height, width)
         published = {"pose_enc": rounds[-1], "extrinsics": cam_from_world[:, :3], "intrinsics": K}
         published |= {f"pose_enc_{turn}": encoding for turn, encoding in enumerate(rounds)}
-        if not dense:
+        if not ask.dense:
             return Geometry(cameras, published=published)
         published |= self._dense(projected, width / height)
         depth, confidence = published["depth"][..., 0], published["depth_conf"]
         return Geometry(cameras, depth, confidence, published["world_points"], published=published)
 
     def _trunk(
-        self, images: Float[Tensor, "n h w 3"], queries: int, door: Door | None, dense: bool
+        self, images: Float[Tensor, "n h w 3"], ask: Ask
     ) -> tuple[Float[Tensor, "n c2"], list[tuple[Tensor, Tensor]]]:
         """Last camera tokens, and for each of the four layers what the two heads make of it."""
-        c, aggregator = self.config, self.aggregator
+        c, aggregator, queries = self.config, self.aggregator, ask.queries
         n, height, width = images.shape[:3]
         grid, special = (height // c.vit.patch, width // c.vit.patch), 1 + c.registers
         x = aggregator.tokens(images, first=queries < n, chunk=c.view_chunk)
@@ -209,10 +164,10 @@ class Vggt(nn.Module):
         own = x
         for layer, (frame, whole) in enumerate(zip(aggregator.frame_blocks, aggregator.global_blocks, strict=True)):
             own = views_in_chunks(frame, x, c.view_chunk, rope)
-            remember = door("trunk", layer) if door else None
+            remember = ask.door("trunk", layer) if ask.door else None
             together = own.reshape(1, n * tokens, c.dim)
             x = whole(together, rope=all_ropes, mask=mask, remember=remember).view(n, tokens, c.dim)
-            if dense and layer in c.out_layers:
+            if ask.dense and layer in c.out_layers:
                 projected.append(self._project(len(projected), own[:, special:], x[:, special:], grid, width / height))
         return torch.cat([own[:, 0], x[:, 0]], dim=-1), projected
 
@@ -224,29 +179,34 @@ class Vggt(nn.Module):
         grid: tuple[int, int],
         aspect: float,
     ) -> tuple[Tensor, Tensor]:
-        chunk = self.config.head_chunk
-        parts = []
-        for pair in zip(own.split(chunk), x.split(chunk), strict=True):
-            both = torch.cat(pair, dim=-1)
-            parts.append([head.project(index, both, grid, aspect) for head in (self.depth_head, self.point_head)])
-        return torch.cat([depth for depth, _ in parts]), torch.cat([point for _, point in parts])
+        chunk, depth, point = self.config.head_chunk, self.depth_head, self.point_head
+        pairs = (torch.cat(pair, dim=-1) for pair in zip(own.split(chunk), x.split(chunk), strict=True))
+        whole = gathered(
+            (
+                {"depth": depth.project(index, both, grid, aspect), "point": point.project(index, both, grid, aspect)}
+                for both in pairs
+            ),
+            len(x),
+        )
+        return whole["depth"], whole["point"]
 
     def _dense(self, projected: Sequence[tuple[Tensor, Tensor]], aspect: float) -> dict[str, Tensor]:
         """Depth and world points with confidences, a few pictures at a time."""
-        chunk = self.config.head_chunk
-        depths, points = [], []
-        for start in range(0, len(projected[0][0]), chunk):
-            rows = slice(start, start + chunk)
-            depths.append(self.depth_head([depth[rows] for depth, _ in projected], aspect))
-            points.append(self.point_head([point[rows] for _, point in projected], aspect))
-        depth, point = torch.cat(depths), torch.cat(points)
-        where = point[..., :3]
-        return {
-            "depth": depth[..., :1].exp(),
-            "depth_conf": depth[..., 1].exp() + 1,
-            "world_points": where.sign() * where.abs().expm1(),
-            "world_points_conf": point[..., 3].exp() + 1,
-        }
+
+        def answers() -> Iterator[dict[str, Tensor]]:
+            views, chunk = len(projected[0][0]), self.config.head_chunk
+            for rows in (slice(start, start + chunk) for start in range(0, views, chunk)):
+                depth = self.depth_head([each[rows] for each, _ in projected], aspect).float()
+                point = self.point_head([each[rows] for _, each in projected], aspect).float()
+                where = point[..., :3]
+                yield {
+                    "depth": depth[..., :1].exp(),
+                    "depth_conf": depth[..., 1].exp() + 1,
+                    "world_points": where.sign() * where.abs().expm1(),
+                    "world_points_conf": point[..., 3].exp() + 1,
+                }
+
+        return gathered(answers(), len(projected[0][0]))
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -16,16 +17,20 @@ from torch import Tensor, nn
 from scenetx.core import InputError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+INDEX = ".safetensors.index.json"
 SHOWN = 4
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Name -> tensor of a ``.safetensors`` file, or of a ``.pt`` that holds nothing but tensors.
 
-    A ``.pt`` is unpickled by torch's restricted reader: one with code in it is refused. Raises InputError for a file
-    that is missing, truncated, of another kind, or that holds no tensors.
+    A folder as the hub lays it out (``model.safetensors``, or shards and their ``.safetensors.index.json``), or the
+    index itself, is read as one. A ``.pt`` is unpickled by torch's restricted reader: one with code in it is refused.
+    Raises InputError for a file that is missing, truncated, of another kind, or that holds no tensors.
     """
     path = Path(path)
+    if shards := shards_of(path):
+        return {name: tensor for shard in shards for name, tensor in read_weights(shard).items()}
     if not path.is_file():
         raise InputError(str(path), "no such file", "give a weight file, or fetch one with: scenetx models fetch NAME")
     if path.suffix not in SUFFIXES:
@@ -51,6 +56,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def read_layout(path: str | Path) -> dict[str, Tensor]:
     """`read_weights` without the data: names and shapes, on the meta device. Gigabytes are not read for a question."""
     path = Path(path)
+    if shards := shards_of(path):
+        return {name: tensor for shard in shards for name, tensor in read_layout(shard).items()}
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, framework="pt") as file:
@@ -58,6 +65,35 @@ def read_layout(path: str | Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise InputError(str(path), f"broken or truncated ({error})", "fetch it again") from error
     return {name: tensor.to("meta") for name, tensor in read_weights(path).items()}
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files that hold the weights of a folder in the hub's layout, or of its index; none for a plain file.
+
+    Raises InputError for an index that is broken or that names files elsewhere, and for a folder without weights.
+    """
+    if path.is_dir():
+        whole = path / "model.safetensors"
+        found = [whole] if whole.is_file() else sorted(path.glob(f"*{INDEX}"))
+        if len(found) != 1:
+            do = "give a folder with model.safetensors, or with shards and their index, or give the file itself"
+            raise InputError(str(path), f"{len(found)} sets of weights in it", do)
+        return found if found[0] == whole else shards_of(found[0])
+    if not (path.name.endswith(INDEX) and path.is_file()):
+        return []
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(str(path), f"broken index ({type(error).__name__})", "fetch it again") from error
+    # Another machine's file says what to open: only its neighbours may be opened.
+    bad = [
+        name
+        for name in names
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors")
+    ]
+    if bad or not names:
+        raise InputError(str(path), f"names {bad[0]!r}" if bad else "names no files", "fetch it again")
+    return [path.with_name(name) for name in names]
 
 
 def tensors_of(content: object, what: str) -> dict[str, Tensor]:

@@ -45,14 +45,15 @@ class Published:
     sha256: str | None = None
 
 
-def _da3(size: str, megabytes: int, *, commercial: bool) -> Published:
+def _da3(size: str, megabytes: int, *, commercial: bool, version: str = "", note: str = "") -> Published:
     licence = APACHE if commercial else CC_NC
-    repo = f"depth-anything/DA3-{size.upper()}"
-    note = "splat head not loaded" if size == "giant" else ""
+    name, repo = f"da3-{size}{version}", f"depth-anything/DA3-{size.upper()}{version}"
+    if size == "giant":
+        note = f"{note}; splat head not loaded".removeprefix("; ")
     module = "scenetx.models.da3:Da3"
     paper = "arXiv 2511.10647"
     return Published(
-        f"da3-{size}", "geometry", module, size, repo, "model.safetensors", megabytes, licence, commercial, paper, note
+        name, "geometry", module, size, repo, "model.safetensors", megabytes, licence, commercial, paper, note
     )
 
 
@@ -82,13 +83,16 @@ def _unhosted(
 
 
 SRT_NOTE = "its authors hand it out on the page of stelzner/srt: download it there and give the file"
+RETRAINED = "retrained by its authors after a fault in training was mended"
 UNTRAINED = "no weights are published: train it, or give a file"
 
 ENTRIES = (
     _da3("small", 137, commercial=True),
     _da3("base", 541, commercial=True),
-    _da3("large", 1644, commercial=False),
-    _da3("giant", 5423, commercial=False),
+    _da3("large", 1644, commercial=False, version="-1.1", note=RETRAINED),
+    _da3("giant", 5423, commercial=False, version="-1.1", note=RETRAINED),
+    _da3("large", 1644, commercial=False, note="its authors prefer da3-large-1.1"),
+    _da3("giant", 5423, commercial=False, note="its authors prefer da3-giant-1.1"),
     _geometry("pi3", "pi3:Pi3", "released", "yyfz233/Pi3", 3835, CC_NC, "arXiv 2507.13347"),
     _geometry("pi3x", "pi3x:Pi3x", "released", "yyfz233/Pi3X", 5440, CC_NC, "arXiv 2507.13347"),
     _geometry("vggt", "vggt:Vggt", "1b", "facebook/VGGT-1B", 5026, CC_NC, "arXiv 2503.11651"),

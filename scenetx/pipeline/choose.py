@@ -15,7 +15,7 @@ PREFERRED = ("da3-base", "mapanything", "da3-small")
 def choose_model(asked: str) -> tuple[str, str, str]:
     """(name, weights, why) of the estimator: "sfm", or a published model that is on this machine.
 
-    asked: "auto", "sfm", a model's name, or a weight file. Raises InputError for what is none of these.
+    asked: "auto", "sfm", a model's name, or a weight file (or a folder of the hub's). Raises InputError for others.
     """
     if asked == "sfm":
         return "sfm", "", "asked for"
@@ -30,7 +30,7 @@ def choose_model(asked: str) -> tuple[str, str, str]:
         if entry.kind != "geometry":
             raise InputError("model", asked, "it makes pictures, not geometry; see: scenetx models list")
         return asked, "hub", f"asked for ({entry.licence})"
-    if Path(asked).is_file():
+    if Path(asked).exists():
         name = identify(Path(asked), "geometry").name
         return name, asked, f"the file's tensors are those of {name}"
     known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")

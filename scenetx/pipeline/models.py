@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenetx.models.hub import fetch, local_file
+from scenetx.models.hub import fetch, local_file, pinned
 from scenetx.models.zoo import ZOO, Published, find
 
 
@@ -45,9 +44,9 @@ def model_info(name: str) -> dict[str, str]:
         "paper": entry.paper,
         "file": str(path) if path.is_file() else _how_to_get(entry),
     }
-    pinned = _pinned(entry, path)
-    if pinned:
-        rows["revision"], rows["sha256"] = pinned
+    pin = pinned(entry)
+    rows["revision"] = pin.revision or "pinned by the first fetch"
+    rows["sha256"] = pin.sha256 or "recorded at the first fetch, checked at every load"
     if entry.note:
         rows["note"] = entry.note
     return rows
@@ -60,17 +59,6 @@ def fetch_model(name: str, *, accept_non_commercial: bool, report: Callable[[str
 
 def _fetch_words(entry: Published) -> str:
     return entry.name if entry.commercial else f"{entry.name} --accept-non-commercial"
-
-
-def _pinned(entry: Published, path: Path) -> tuple[str, str] | None:
-    """Revision and sha256: the entry's, or those of the first fetch."""
-    if entry.revision and entry.sha256:
-        return entry.revision, entry.sha256
-    try:
-        note = json.loads(path.with_name(path.name + ".json").read_text())
-        return str(note["revision"]), str(note["sha256"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _how_to_get(entry: Published) -> str:

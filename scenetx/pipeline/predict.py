@@ -15,6 +15,7 @@ from scenetx.core.cameras import pixel_grid
 from scenetx.geometry.chunks import Link, align_points, alike, plan_chunks, settle
 from scenetx.geometry.lift import LiftSettings, normalize_cameras
 from scenetx.models.geometry import Geometry
+from scenetx.models.geometry_model import GeometryModel
 from scenetx.models.memory import GIB, available_memory, check_fits, need, pictures_that_fit
 from scenetx.models.pictures import (
     MOST_CROPPED,
@@ -61,6 +62,7 @@ class Predictor:
     module: nn.Module | None = None
     takes_cameras: bool = False
     metric: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ class Piece:
 
 
 def open_predictor(name: str, settings: PredictSettings) -> Predictor:
-    """The model of this name with its weights. Raises InputError as `load_model` does; never goes online."""
+    """The model of this name with its weights, on a CUDA device where there is one with room for twice these.
+
+    Raises InputError as `load_model` does; never goes online.
+    """
     entry = find(name)
     if entry.kind != "geometry":
         raise InputError("model", name, "it makes pictures, not geometry; see: scenetx models list")
@@ -90,15 +95,19 @@ def open_predictor(name: str, settings: PredictSettings) -> Predictor:
     if entry.megabytes * 1e6 > free:
         what = f"{name}: weights of {entry.megabytes:,} MB, {free / GIB:.1f} GiB are free"
         raise InputError("memory", what, "take a smaller model (scenetx models list)")
-    module = load_model(name, settings.weights)
+    roomy = torch.cuda.is_available() and 2 * entry.megabytes * 1e6 < available_memory("cuda")
+    device = "cuda" if roomy else "cpu"
+    module = load_model(name, settings.weights, device=device)
+    assert isinstance(module, GeometryModel)
     source = entry.module.partition(":")[0].rpartition(".")[2]
-    takes = source in ("da3", "pi3x", "mapanything")
+    takes = "cameras" in module.takes
 
     def estimate(images: Tensor, cameras: Cameras | None) -> Geometry:
+        given = None if cameras is None or not takes else cameras.to(device)
         with torch.inference_mode():
-            return module(images, cameras) if takes and cameras is not None else module(images)
+            return replace(module(images.to(device), given), published={}).to("cpu")
 
-    return Predictor(name, estimate, RULES[source], module, takes, bool(module.metric))
+    return Predictor(name, estimate, RULES[source], module, takes, bool(module.metric), device)
 
 
 def of_one_shape(views: Sequence[View], rule: SizeRule) -> tuple[list[View], list[View]]:
@@ -133,7 +142,7 @@ def _chunks(
     """As many pictures at a time as fit; what that takes is said."""
     most = settings.chunk or 120
     if predictor.module is not None:
-        needed, free = need(predictor.module, *size), available_memory()
+        needed, free = need(predictor.module, *size), available_memory(predictor.device)
         # Half of what is free: other programs and the fitting that follows live here too.
         fits = pictures_that_fit(needed, free // 2)
         if min(pictures, most) > fits and fits < 4:
