@@ -3,7 +3,8 @@
     python benchmarks/track.py --data ../shared/data/dev                 # all sequences, classical map
     python benchmarks/track.py --data ../shared/data/dev redkitchen_a --method kv --model da3-small
     python benchmarks/track.py procedural                                # exact poses, no data needed
-    python benchmarks/track.py procedural --soak 3600                    # an hour of looped frames: memory, latency
+    python benchmarks/track.py redkitchen_a --soak 20000                 # looped frames: memory, latency, their slopes
+    python benchmarks/track.py --bootstrap                               # without a map, classical; also --unknown-lens
 
 Every n-th frame of a sequence is reconstructed (`scenetx reconstruct --no-splats`, or with the reference's own cameras
 under ``--posed``); all other frames are tracked in that map, twice: each frame in order (errors, seconds a pose), and
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +40,9 @@ from scenetx.data.procedural import ProceduralConfig, procedural_views
 from scenetx.io.cameras_json import read_cameras_json
 from scenetx.io.images import read_picture, write_picture
 from scenetx.live.capture import CaptureSettings
+from scenetx.live.classical_session import ClassicalSession
+from scenetx.live.intrinsics import GivenLens
+from scenetx.live.outputs import Trajectory
 from scenetx.live.source import Shot, VideoFile
 from scenetx.live.update import Update
 from scenetx.measure.shape import pose_errors
@@ -58,6 +62,7 @@ class Plan:
     posed: bool = False  # the map from the reference's cameras unless asked otherwise: too sparse for a plain SfM
 
 
+SOAK_PART = 1000
 SEQUENCES = {
     "redkitchen_a": Plan(5, 30),
     "hololens_a": Plan(2, 5, posed=True),
@@ -172,22 +177,46 @@ def measure(
     }
 
 
-def soak(name: str, opened: OpenMap, frames: list[tuple[str, np.ndarray]], seconds: float) -> dict[str, Any]:
-    """Loops the frames for so long: resident memory (MiB) and median latency (ms) of each tenth of the time."""
-    start, parts, latency, count = time.monotonic(), [], [], 0
+def soak(name: str, opened: OpenMap, frames: list[tuple[str, np.ndarray]], count: int) -> dict[str, Any]:
+    """Loops the frames until ``count`` were tracked, trajectory on disk: resident memory (MiB) and latency (ms) of each
+    thousand, and the slopes of straight lines through them, the first thousand (compilation, caches) left out."""
+    rows: list[dict[str, float]] = []
+    latency: list[float] = []
     page = os.sysconf("SC_PAGE_SIZE")
     updates = track(Files(tuple(frames), name), scene=opened, capture=CaptureSettings(loop=True))
-    for update in updates:
-        latency.append(update.latency)
-        count += 1
-        if time.monotonic() - start > seconds * (len(parts) + 1) / 10:
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
-            parts.append({"memory_mib": round(resident, 1), "latency_median_ms": 1000 * float(np.median(latency))})
-            latency.clear()
-        if len(parts) == 10:
-            break
+    with tempfile.TemporaryDirectory() as scratch, Trajectory(scratch) as trajectory, torch.inference_mode():
+        for number, update in enumerate(updates, start=1):
+            trajectory.add(update)
+            latency.append(update.latency)
+            if number % SOAK_PART == 0 or number == count:
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
+                ms = 1000 * np.array(latency)
+                row = {"frames": number, "memory_mib": round(resident, 1)}
+                row |= {"median_ms": round(float(np.median(ms)), 2), "p95_ms": round(float(np.quantile(ms, 0.95)), 2)}
+                rows.append(row)
+                print(row, flush=True)
+                latency.clear()
+            if number >= count:
+                break
     updates.close()
-    return {"seconds": seconds, "frames": count, "tenths": parts}
+    return {"frames": count, "parts": rows, **slopes(rows)}
+
+
+def slopes(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """MiB and milliseconds gained per thousand frames, by least squares."""
+    later = rows[1:]
+    if len(later) < 3:
+        return {}
+    at = np.array([row["frames"] for row in later]) / 1000
+    return {
+        f"{name}_per_1000": round(float(np.polyfit(at, [row[key] for row in later], 1)[0]), 4)
+        for name, key in (("memory_mib", "memory_mib"), ("latency_ms", "median_ms"))
+    }
+
+
+def soak_frames(text: str, fps: float) -> int:
+    """``20000`` frames, or ``60min`` of frames at the sequence's rate."""
+    return round(60 * fps * float(text.removesuffix("min"))) if text.endswith("min") else int(text)
 
 
 def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -197,6 +226,9 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     listed = read_cameras_json(data / name).pictures
     truth = {item.name: item.world_from_cam.double() for item in listed if item.world_from_cam is not None}
     truth |= {f"{Path(item).stem}.png": pose for item, pose in truth.items()}
+    if arguments.bootstrap:
+        K = torch.zeros(3, 3) if arguments.unknown_lens else lens_of(listed)
+        return bootstrap(name, frames, truth, K, plan.fps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (keep or Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +244,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         rest = [frame for index, frame in enumerate(frames) if index % plan.every != first]
         out = measure(name, opened, rest, truth, plan.fps)
         if arguments.soak:
-            out["soak"] = soak(name, opened, rest, arguments.soak)
+            out["soak"] = soak(name, opened, rest, soak_frames(arguments.soak, plan.fps))
     about = {"every": plan.every, "posed": posed, "reconstruct_seconds": round(seconds, 1)}
     return {**about, "map_seconds": round(building, 1), **out}
 
@@ -225,6 +257,11 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
     seed = next(seed for seed in range(11, 99) if one_lens(procedural_views([seed], small).K[0]))
     made = procedural_views([seed], config)
     cameras = made.cameras(0)
+    truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
+    if arguments.bootstrap:
+        every = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(config.views)]
+        K = torch.zeros(3, 3) if arguments.unknown_lens else cameras.K[0]
+        return bootstrap("procedural", every, truth, K, 10)
     views = [
         View(
             f"{k:06d}.png",
@@ -240,11 +277,33 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
         opened = open_map(scratch, arguments.method, model=arguments.model, say=print)
         seconds = time.monotonic() - start
         frames = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(1, config.views, 2)]
-        truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
         out = {"map_seconds": round(seconds, 1), **measure("procedural", opened, frames, truth, 10)}
         if arguments.soak:
-            out["soak"] = soak("procedural", opened, frames, arguments.soak)
+            out["soak"] = soak("procedural", opened, frames, soak_frames(arguments.soak, 10))
         return out
+
+
+def bootstrap(
+    name: str, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], K: torch.Tensor, fps: float
+) -> dict[str, Any]:
+    """All frames without a map, as files (each waits for its map) and in real time; ``K`` all zeros = unknown."""
+    known = bool(K.any())
+    lens = GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))) if known else None
+    out: dict[str, Any] = {"method": "classical, own map", "lens": "known" if known else "unknown"}
+    for label, rate in (("every_frame", None), (f"real_time_{fps:g}_per_second", fps)):
+        with ClassicalSession(known_lens=known) as session, torch.inference_mode():
+            reader = Files(tuple(frames), name)
+            updates = list(track(reader, scene=session, lens=lens, capture=CaptureSettings(fps=rate)))
+            found = None if session.K is None else round(float(session.K[0, 0]), 1)
+            about = {"keyframes": session.keyframes, "focal_found": found}
+        first = next((k for k, update in enumerate(updates) if update.status == "tracking"), len(updates))
+        out[label] = errors(updates, truth) | timing(updates) | about | {"first_pose": first}
+    return out
+
+
+def lens_of(listed: Sequence[Any]) -> torch.Tensor:
+    """The K that a sequence's pictures share, by its reference."""
+    return next(item.K for item in listed if item.K is not None)
 
 
 def one_lens(K: torch.Tensor) -> bool:
@@ -265,12 +324,17 @@ def main() -> None:
     parser.add_argument("--model", default="auto")
     parser.add_argument("--posed", action="store_true", help="maps from the reference's cameras, not from SfM")
     parser.add_argument("--keep", type=Path, help="keep the reconstructions here, and go on from them")
-    parser.add_argument("--soak", type=float, default=0.0, help="loop the frames for so many seconds")
+    parser.add_argument("--soak", default="", help="loop so many frames (20000), or minutes of them (60min)")
+    parser.add_argument("--bootstrap", action="store_true", help="no map: it is made on the way (exact K given)")
+    parser.add_argument("--unknown-lens", action="store_true", help="with --bootstrap: K is found on the way too")
     parser.add_argument("--output", type=Path, default=HERE / "track.json")
     arguments = parser.parse_args()
     results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     for name in arguments.sequences:
-        key = f"{name} {arguments.method}"
+        way = arguments.method
+        if arguments.bootstrap:
+            way = "bootstrap unknown lens" if arguments.unknown_lens else "bootstrap"
+        key = f"{name} {way}"
         try:
             result = procedural(arguments) if name == "procedural" else run(name, arguments)
         except (InputError, subprocess.CalledProcessError) as error:

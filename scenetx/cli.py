@@ -246,6 +246,7 @@ def _data(verb: Data, console: Console) -> None:
 def _track(verb: Track, console: Console) -> None:
     from scenetx.live.capture import CaptureSettings
     from scenetx.live.intrinsics import GivenLens
+    from scenetx.live.known_scale import KnownScale
     from scenetx.pipeline.track import TrackPlan, run_track
 
     plan = TrackPlan(
@@ -262,6 +263,7 @@ def _track(verb: Track, console: Console) -> None:
         stream=verb.stream,
         box=verb.box,
         mask=verb.mask,
+        known=KnownScale(verb.known_size, verb.known_points, verb.known_picture),
     )
     summary = run_track(plan, say=lambda line: console.print(line, markup=False, soft_wrap=True))
     console.print(summary.line(), markup=False, soft_wrap=True)

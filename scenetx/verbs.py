@@ -169,7 +169,7 @@ class Track:
     source: str = "0"
     """Camera number, video, folder of pictures, glob in quotes, or an rtsp://, http:// or udp:// address."""
     map: Path | None = None
-    """Scene folder to track in; without it a map grows on the way (needs a geometry model's weights)."""
+    """Scene folder to track in; without it a map grows on the way, in a scale of its own."""
     method: Literal["auto", "classical", "kv", "student"] = "auto"
     """classical runs on any CPU; kv: keys and values of a geometry model; auto picks and says."""
     model: str = "auto"
@@ -193,6 +193,12 @@ class Track:
     """Track an object instead of the room: its box x0 y0 x1 y1 in the first frame; the map is then of the object."""
     mask: Path | None = None
     """Likewise: a folder of masks or a mask video, frame for frame with the source; white = object."""
+    known_size: float | None = None
+    """True length of the longest side of what the map shows (an object): poses are then in that unit. Needs --map."""
+    known_points: tuple[float, float, float, float, float] | None = None
+    """Likewise two points of the map, x0 y0 x1 y1 in pixels of one of its pictures, and their true distance."""
+    known_picture: str = ""
+    """The picture that --known-points are in, by its name in the scene's images folder; without it the first."""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,22 @@ def test_fast_motion_is_found_again_by_features(locator, pictures):
     assert off(updates[-1], numbers[-1])[0] < 0.02
 
 
+def test_a_phone_turned_to_portrait_goes_on(locator, pictures):
+    """The stream turns by a quarter: the lens is turned with it, and the camera has rolled."""
+    upright = [pictures[k] for k in range(10, 14)]
+    turned = [torch.rot90(pictures[k], 1).contiguous() for k in range(14, 18)]
+    updates = followed(locator, frames_of([*upright, *turned], list(range(8))))
+    assert all(update.status in ("tracking", "relocalised", "unsure") for update in updates)
+    assert any(f"now {HEIGHT}x{WIDTH}" in update.note for update in updates)
+    assert updates[-1].status == "tracking"
+    # The turned picture's x axis is the old one's y axis, its y axis the old x axis backwards.
+    roll = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    pose = updates[-1].world_from_cam
+    assert pose is not None
+    assert float((pose - POSES[17])[:3, 3].norm()) < 0.02
+    assert float(torch.rad2deg(rotation_angle((POSES[17][:3, :3] @ roll).T @ pose[:3, :3]))) < 0.5
+
+
 def test_a_frozen_camera_is_not_believed(locator, pictures):
     numbers = [0, 1, 2, 2, 2]
     updates = followed(locator, frames_of(pictures, numbers, {3: "frozen", 4: "frozen"}))

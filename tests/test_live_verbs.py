@@ -15,11 +15,13 @@ import scenetx
 from scenetx.cli import main
 from scenetx.core import InputError, Scene, Sim3
 from scenetx.io.images import write_picture
+from scenetx.live.classical import ClassicalLocator
 from scenetx.live.classical_map import FILE, FOLDER, load_map
+from scenetx.live.known_scale import KnownScale, in_known_scale
 from scenetx.live.outputs import LINES, TUM, VIDEO, read_tum
 from scenetx.live.update import Update
 from scenetx.pipeline.localize import localize
-from scenetx.pipeline.locators import OpenMap, classical_map, open_map, open_without_map, scene_lenses
+from scenetx.pipeline.locators import OpenMap, classical_map, open_map, scene_lenses
 from scenetx.pipeline.track import TrackPlan, run_track
 from scenetx.pipeline.track_view import TrackView
 
@@ -173,7 +175,11 @@ def test_the_command_lines(folder, others, tmp_path, capsys):
     [
         ["track", "--source", "98", "--map", "{folder}", "--no-view"],
         ["track", "--source", "{others}", "--map", "{others}", "--no-view"],
-        ["track", "--source", "{others}", "--method", "classical", "--no-view"],
+        ["track", "--source", "{others}", "--method", "student", "--no-view"],
+        ["track", "--source", "{others}", "--no-view", "--known-size", "2"],
+        ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--known-size", "0"],
+        ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--known-points", "9", "9", "9", "9", "1"],
+        ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--known-picture", "no.png"],
         ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--record"],
         ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--stream", "tcp://a:1"],
         ["track", "--source", "{others}", "--map", "{folder}", "--no-view", "--fov", "500"],
@@ -190,12 +196,45 @@ def test_bad_input_is_one_line(folder, others, arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_without_a_map_the_way_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("SCENETX_WEIGHTS", str(tmp_path))
-    with pytest.raises(InputError, match="--map SCENE"):
-        open_without_map()
+def test_folders_without_a_scene_are_said(tmp_path):
     with pytest.raises(InputError, match=r"no scene\.json"):
         open_map(tmp_path)
+
+
+def test_two_known_points_make_metres(folder, others, tmp_path):
+    """Pixels of the map's first picture whose distance is known: the room twice as large."""
+    points = [point_of(0, x, y) for x, y in ((70, 60), (180, 120))]
+    true = float((points[0] - points[1]).norm())
+    arguments = ["--known-points", "70", "60", "180", "120", str(2 * true)]
+    main(["track", "--source", str(others), "--map", str(folder), "-o", str(tmp_path), "--no-view", *arguments])
+    lines = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
+    numbers = (2, 9, 14, 15, 17, 18, 19)
+    for line, number in zip(lines, numbers, strict=True):
+        center = torch.tensor(line["world_from_cam"], dtype=torch.float64).reshape(4, 4)[:3, 3]
+        assert float((center - 2 * (POSES[number][:3, 3] - points[0])).norm()) < 0.15
+
+
+def point_of(number: int, x: float, y: float) -> torch.Tensor:
+    """The wall that a pixel of the path's picture shows."""
+    pose = POSES[number]
+    ray = pose[:3, :3] @ torch.linalg.inv(K) @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+    half = torch.tensor([2.0, 2.0, 1.5], dtype=torch.float64)
+    far = ((torch.sign(ray) * half - pose[:3, 3]) / ray).min()
+    return pose[:3, 3] + far * ray
+
+
+def test_a_known_size_scales_the_whole_map(opened):
+    locator, object_from_map = in_known_scale(opened.locator, KnownScale(size=10.0))
+    assert isinstance(locator, ClassicalLocator)
+    extent = np.ptp(locator.map.positions, axis=0).max()
+    assert 8 < extent < 16
+    picture_9 = torch.from_numpy(picture(room(0), POSES[9].numpy()))
+    found = locator.locate(picture_9, K, None)
+    assert found is not None
+    expected = object_from_map.apply_to_poses(POSES[9])
+    assert float((found.world_from_cam - expected)[:3, 3].norm()) < 0.02 * object_from_map.scale
+    with pytest.raises(InputError, match="one of the two"):
+        KnownScale(size=1.0, points=(0.0, 0.0, 1.0, 1.0, 1.0))
 
 
 def test_a_scene_without_texture_says_so(tmp_path):

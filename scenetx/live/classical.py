@@ -14,7 +14,7 @@ from torch import Tensor
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.features import FeatureFinder, Features, FeatureSettings, grey_of, match, unit
 from scenetx.live.follow import Follower, FollowSettings, Sight
-from scenetx.live.solve import ransac
+from scenetx.live.solve import ransac, with_focal
 from scenetx.live.update import Located
 
 FIELDS_OF_VIEW = (30, 38, 48, 60, 74, 92, 112)
@@ -26,6 +26,8 @@ class ClassicalSettings:
     """How pictures are placed. Pixels are of pictures with a longer side of 640."""
 
     features: FeatureSettings = field(default_factory=FeatureSettings)
+    quick: FeatureSettings = field(default_factory=lambda: FeatureSettings(side=400, most=600))
+    """Near a guess, where few points compete: less than half the time, and patches confirm the pose."""
     follow: FollowSettings = field(default_factory=FollowSettings)
     ratio: float = 0.8
     """Lowe's test among all points of the map,"""
@@ -39,6 +41,16 @@ class ClassicalSettings:
     """Of the matches among the points of the likely pictures."""
     sure_inliers: int = 60
     """So many inliers that patches confirm make a pose certain."""
+    zoom: float = 0.04
+    """A focal length off by more than this share,"""
+    zoom_sigmas: float = 6.0
+    """and by so many standard deviations,"""
+    zoom_gain: float = 1.25
+    """and that lowers the cost by so much, is told: the lens has zoomed. A map's own errors do not gain that much."""
+    drift: float = 0.01
+    """Off by more than this share, and by so many standard deviations, it is mentioned."""
+    likely: int = 400
+    """Features that say which pictures of the map a frame may be of."""
 
 
 class ClassicalLocator:
@@ -53,7 +65,7 @@ class ClassicalLocator:
     def __init__(self, made: ClassicalMap, settings: ClassicalSettings | None = None) -> None:
         self.map = made
         self.settings = settings or ClassicalSettings()
-        self._finder = FeatureFinder(self.settings.features)
+        self._quick, self._finder = FeatureFinder(self.settings.quick), FeatureFinder(self.settings.features)
         self._descriptors = unit(made.descriptors)
         self._follower = Follower(made, self.settings.follow)
         self._latest: tuple[Tensor, Features] | None = None
@@ -74,16 +86,19 @@ class ClassicalLocator:
         if start is not None:
             near = self._follower.follow(frame, lens, start)
             if near is not None and near.share > follow.good_share and near.inliers >= follow.good_inliers:
-                return self._answer(near, "patches")
-        found = self._by_features(self._features(image, grey), lens, start)
-        if found is None:
-            return None if near is None else self._answer(near, "few patches")
-        cam_from_world, inliers, matches, where = found
-        sight = self._follower.follow(frame, lens, cam_from_world)
-        best = max((each for each in (near, sight) if each is not None), key=lambda each: each.inliers, default=None)
+                return self._answer(near, lens, K, "patches")
+        found = self._by_features(self._features(image, grey, quick=start is not None), lens, start)
+        confirmed = None if found is None else self._follower.follow(frame, lens, found[0])
+        best = max(
+            (each for each in (near, confirmed) if each is not None), key=lambda each: each.inliers, default=None
+        )
         if best is not None:
-            return self._answer(best, "few patches" if best is near else f"features ({where}), patches")
+            where = "few patches" if found is None or best is near else f"features ({found[3]}), patches"
+            return self._answer(best, lens, K, where)
+        if found is None:
+            return None
         # Nothing but features: enough for a pose, not for certainty.
+        cam_from_world, inliers, matches, where = found
         confidence = 0.5 * min(1.0, inliers / self.settings.sure_inliers) * min(1.0, 2 * inliers / matches)
         pose_here = torch.from_numpy(np.linalg.inv(cam_from_world))
         return Located(pose_here, confidence, matches, inliers, f"features ({where})")
@@ -115,8 +130,10 @@ class ClassicalLocator:
         found = [[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]
         return torch.tensor(found, dtype=torch.float64), best[0]
 
-    def _features(self, image: Tensor, grey: UInt8[np.ndarray, "h w"]) -> Features:
-        """The picture's features: found once where the same picture is asked for near a guess, then everywhere."""
+    def _features(self, image: Tensor, grey: UInt8[np.ndarray, "h w"], *, quick: bool = False) -> Features:
+        """The picture's features; all of them only once, where the focal length is asked for too."""
+        if quick:
+            return self._quick(grey)
         if self._latest is None or self._latest[0] is not image:
             self._latest = (image, self._finder(grey))
         return self._latest[1]
@@ -131,11 +148,21 @@ class ClassicalLocator:
         small = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
         return small, np.diag([size[0] / width, size[1] / height, 1.0]) @ K
 
-    def _answer(self, sight: Sight, note: str) -> Located:
-        pose = torch.from_numpy(np.linalg.inv(sight.cam_from_world))
+    def _answer(self, sight: Sight, lens: Float[np.ndarray, "3 3"], K: Float[Tensor, "3 3"], note: str) -> Located:
+        """By patches; ``lens`` is the K they were looked for with, ``K`` that of the picture in its own size."""
+        pose, measured, zooms = sight.cam_from_world, None, False
+        free = with_focal(sight.pixels, sight.places, lens, pose, sight.error, rounds=8)
+        settings, off = self.settings, abs(math.log(free.zoom))
+        if off > max(settings.drift, settings.zoom_sigmas * free.sigma):
+            measured = K.double().clone()
+            measured[[0, 1], [0, 1]] *= free.zoom
+            better = free.gain > settings.zoom_gain and int(free.inlier.sum()) >= sight.inliers
+            zooms = better and off > settings.zoom
+            pose = free.cam_from_world if zooms else pose
         share = min(1.0, max(0.0, (sight.share - 0.15) / 0.35))
         confidence = share * min(1.0, sight.inliers / self.settings.sure_inliers)
-        return Located(pose, confidence, sight.tried, sight.inliers, note)
+        there = torch.from_numpy(np.linalg.inv(pose))
+        return Located(there, confidence, sight.tried, sight.inliers, note, measured, zooms)
 
     def _by_features(
         self, features: Features, K: np.ndarray, start: np.ndarray | None
@@ -158,7 +185,8 @@ class ClassicalLocator:
     def _likely(self, described: Float[np.ndarray, "n 128"]) -> list[Int[np.ndarray, "k"]]:
         """Groups of pictures that the features may be of: those that see most of the points they match, and those that
         stand around the first of them."""
-        _, points, _ = match(described @ self._descriptors.T, ratio=self.settings.ratio, mutual=False)
+        some = described[:: max(1, len(described) // self.settings.likely)]
+        _, points, _ = match(some @ self._descriptors.T, ratio=self.settings.ratio, mutual=False)
         if len(points) < 6:
             return []
         votes = np.zeros(len(self.map.names))

@@ -23,7 +23,9 @@ class FollowSettings:
     fine: int = 260
     """Patches of the first search (far, in a small picture) and of the second."""
     reach: int = 9
-    """Pixels the first search goes, in a picture a quarter as wide."""
+    """Pixels the first search goes, in a picture a quarter as wide; and where it finds nothing"""
+    far_reach: int = 16
+    """a search before it, in a picture an eighth as wide."""
     alike: float = 0.75
     """Correlation from which a patch counts as found."""
     error: float = 2.0
@@ -44,6 +46,12 @@ class Sight:
     cam_from_world: Float[np.ndarray, "4 4"]
     tried: int
     inliers: int
+    pixels: Float[np.ndarray, "n 2"]
+    """Where patches were found, right or wrong;"""
+    places: Float[np.ndarray, "n 3"]
+    """and the points they are of."""
+    error: float
+    """Pixels off, within which they are right."""
 
     @property
     def share(self) -> float:
@@ -121,17 +129,12 @@ class Follower:
         a fraction of a pixel, and the robust least squares pose.
         """
         settings = self.settings
-        pose = start
-        expected = self._expected(frame[0].shape, K, pose, settings.coarse)
-        if len(expected.point) < settings.min_inliers:
-            return None
         level = 2 if max(frame[0].shape) > 400 else 1
-        found, score, _ = self._measure(frame, expected, np.full(len(expected.point), level), settings.reach, 0)
-        good = score > settings.alike
-        if int(good.sum()) < 8:
-            return None
-        pose, inlier = self._pose(expected, good, found, K, pose, 2.5 * 2**level)
-        if int(inlier.sum()) < 8:
+        pose = self._coarse(frame, K, start, level, settings.reach)
+        if pose is None and settings.far_reach and level + 1 < patch.LEVELS:
+            rough = self._coarse(frame, K, start, level + 1, settings.far_reach)
+            pose = None if rough is None else self._coarse(frame, K, rough, level, settings.reach)
+        if pose is None:
             return None
         expected = self._expected(frame[0].shape, K, pose, settings.fine)
         if len(expected.point) < settings.min_inliers:
@@ -146,7 +149,21 @@ class Follower:
         count = int(inlier.sum())
         if count < settings.min_inliers or count < settings.min_share * tried:
             return None
-        return Sight(pose, tried, count)
+        return Sight(pose, tried, count, found[good], self._map.positions[expected.point[good]], error)
+
+    def _coarse(
+        self, frame: list[np.ndarray], K: np.ndarray, start: np.ndarray, level: int, reach: int
+    ) -> Float[np.ndarray, "4 4"] | None:
+        """Whole patches in a small picture, up to ``reach`` of its pixels from where they should be, and RANSAC."""
+        expected = self._expected(frame[0].shape, K, start, self.settings.coarse)
+        if len(expected.point) < self.settings.min_inliers:
+            return None
+        found, score, _ = self._measure(frame, expected, np.full(len(expected.point), level), reach, 0)
+        good = score > self.settings.alike
+        if int(good.sum()) < 8:
+            return None
+        pose, inlier = self._pose(expected, good, found, K, start, 2.5 * 2**level)
+        return pose if int(inlier.sum()) >= 8 else None
 
     def _expected(self, size: tuple[int, ...], K: np.ndarray, pose: Float[np.ndarray, "4 4"], most: int) -> _Expected:
         """Points of the near pictures that should be in the frame, spread over it, each with its nearest picture."""

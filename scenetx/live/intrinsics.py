@@ -34,7 +34,8 @@ class KnowsFocal(Protocol):
 
 @runtime_checkable
 class TellsK(Protocol):
-    """A locator whose model sees the camera's intrinsics while it tracks."""
+    """A locator that finds the camera's intrinsics while it tracks. With a `K_settled` that is False, `K` may still
+    change."""
 
     @property
     def K(self) -> Float[Tensor, "3 3"] | None: ...
@@ -72,6 +73,7 @@ class Intrinsics:
         self._tries = 0
         self._news: list[str] = []
         self._by_model = False
+        self._given_lens: Lens | None = None
 
     def straight(
         self, image: UInt8[Tensor, "h w 3"], locator: Locator
@@ -88,6 +90,18 @@ class Intrinsics:
             self._take_models(locator, size)
         assert self._straighten is not None
         return self._straighten(image), self._straighten.K
+
+    def follow(self, K: Float[Tensor, "3 3"]) -> None:
+        """The lens has zoomed: this is the K of straightened pictures from now on."""
+        if self._straighten is not None:
+            self._straighten.K, self._settled = K, True
+
+    def look_anew(self, image: UInt8[Tensor, "h w 3"], locator: Locator) -> None:
+        """Asks the map for the focal length of a (straightened) picture that it cannot place."""
+        found = locator.estimate_K(image) if isinstance(locator, KnowsFocal) else None
+        if found is not None and found[1] >= SURE and self._straighten is not None:
+            self.follow(found[0])
+            self._news.append(f"the lens has zoomed: focal length {float(found[0][0, 0]):.0f} pixels")
 
     def news(self) -> tuple[str, ...]:
         """What was decided since the last call."""
@@ -131,12 +145,13 @@ class Intrinsics:
             self._keep(default, f"intrinsics: focal length {default.K[0]:.0f} pixels, assumed")
 
     def _take_models(self, locator: TellsK, size: tuple[int, int]) -> None:
-        """A model that makes its own map sees the focal length, once it has one: that is taken, and kept."""
+        """Who makes his own map sees the focal length, once there is one: it is taken, and kept when it is settled."""
         K = locator.K
         if K is not None:
             flat = tuple(float(value) for value in K.flatten())
-            self._by_model = False
-            self._keep(Lens(*size, flat), f"intrinsics: focal length {flat[0]:.0f} pixels, by the model")
+            self._by_model = not getattr(locator, "K_settled", True)
+            note = "" if self._by_model else f"intrinsics: focal length {flat[0]:.0f} pixels, by the map"
+            self._keep(Lens(*size, flat), note)
 
     def _keep(self, lens: Lens, note: str) -> None:
         self._straighten, self._settled = Straighten(lens), True
@@ -144,27 +159,42 @@ class Intrinsics:
             self._news.append(note)
 
     def _from_given(self, height: int, width: int) -> Lens | None:
+        """The user's lens. It is of the first picture; later ones of another size are the same turned or scaled."""
         given = self._given
-        if given.K is not None:
-            fx, fy, cx, cy = given.K
-            return Lens(height, width, (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0), given.distortion)
-        if given.fov is not None:
-            focal = width / 2 / math.tan(math.radians(given.fov) / 2)
-            K = (focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0)
-            return Lens(height, width, K, given.distortion)
-        return None
+        if given.K is None and given.fov is None:
+            return None
+        if self._given_lens is None:
+            fx, fy, cx, cy = given.K or (0.0, 0.0, width / 2, height / 2)
+            if given.fov is not None and given.K is None:
+                fx = fy = width / 2 / math.tan(math.radians(given.fov) / 2)
+            K = (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0)
+            self._given_lens = Lens(height, width, K, given.distortion)
+        return _for_size(self._given_lens, height, width) or self._given_lens
 
     def of_map(self, height: int, width: int) -> Lens | None:
-        """The map's camera for pictures of this size: of the same shape, scaled. None = none is."""
-        for exact in (True, False):
-            for known in self._known:
-                same = (known.height, known.width) == (height, width)
-                alike = abs(math.log(width / height * known.height / known.width)) < 0.01
-                if same or (alike and not exact):
-                    scale = np.array([[width / known.width], [height / known.height], [1.0]])
-                    K = np.array(known.K).reshape(3, 3) * scale
-                    return Lens(height, width, tuple(map(float, K.ravel())), known.distortion, known.kind)
-        return None
+        """The map's camera for pictures of this size: of the same shape, scaled or turned. None = none is."""
+        same = [known for known in self._known if (known.height, known.width) == (height, width)]
+        fitting = (_for_size(known, height, width) for known in (*same, *self._known))
+        return next((lens for lens in fitting if lens is not None), None)
+
+
+def _for_size(lens: Lens, height: int, width: int) -> Lens | None:
+    """A lens for pictures of another size: the same shape scaled, or that turned by a quarter, as when a phone is held
+    the other way (then without distortion's tangential part, which is tiny). None = another shape."""
+    for turned in (False, True):
+        old_height, old_width = (lens.width, lens.height) if turned else (lens.height, lens.width)
+        if abs(math.log(width / height * old_height / old_width)) >= 0.01:
+            continue
+        x, y = width / old_width, height / old_height
+        fx, _, cx, _, fy, cy = lens.K[:6]
+        if turned:
+            fx, fy, cx, cy = fy, fx, cy, cx
+        distortion = lens.distortion
+        if turned and lens.kind == "opencv" and len(distortion) >= 4:
+            distortion = (*distortion[:2], 0.0, 0.0, *distortion[4:])
+        K = (x * fx, 0.0, x * cx, 0.0, y * fy, y * cy, 0.0, 0.0, 1.0)
+        return Lens(height, width, K, distortion, lens.kind)
+    return None
 
 
 class Straighten:

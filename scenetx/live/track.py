@@ -37,6 +37,8 @@ class TrackSettings:
     """Degrees off the predicted direction, likewise."""
     damping: float = 0.9
     """Share of the last motion that is expected to go on."""
+    look_anew: int = 45
+    """Lost frames after which, each time, another focal length is thought of."""
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Tracker:
         self.settings = settings or TrackSettings()
         self.status: Status = "init"
         self._motion = _Motion(self.settings.damping)
-        self._missing = 0
+        self._missing = self._zooming = 0
+        self._zoomed = False
         self._missing_since: float | None = None
         self._doubted: tuple[Float[Tensor, "4 4"], float] | None = None
 
@@ -116,9 +119,10 @@ class Tracker:
         if located is not None and not self._believed(located, frame.time):
             located, note = None, "a pose that the motion does not explain"
         pose, confidence = self._settle(located, frame.time)
-        if FROZEN in frame.note.split("; ") and self.status in ("tracking", "relocalised"):
+        zoom, K = self._zoom(image, located, K)
+        if (zoom or FROZEN in frame.note.split("; ")) and self.status in ("tracking", "relocalised"):
             self.status = "unsure"
-        notes = (frame.note, *self.intrinsics.news(), note, located.note if located else "")
+        notes = (frame.note, *self.intrinsics.news(), zoom, note, located.note if located else "")
         return Update(
             index=frame.index,
             time=frame.time,
@@ -150,6 +154,27 @@ class Tracker:
         if located.confidence < self.settings.weak:
             return None, f"too weak a match ({located.note})" if located.note else "too weak a match"
         return located, ""
+
+    def _zoom(
+        self, image: Tensor, located: Located | None, K: Float[Tensor, "3 3"]
+    ) -> tuple[str, Float[Tensor, "3 3"]]:
+        """What there is to say of the lens, and the K that holds: one that zooms is followed from the second frame on
+        that says so; where the place was lost, a zoom in one go is looked for now and then."""
+        if located is None:
+            self._zooming = 0
+            if self.status == "lost" and self._missing % self.settings.look_anew == 0:
+                self.intrinsics.look_anew(image, self.locator)
+            return "", K
+        # Of a lens that has zoomed before, less proof is asked.
+        if located.K is None or not (located.zooms or self._zoomed):
+            self._zooming = 0
+            return "", K
+        self._zooming += 1
+        if self._zoomed or self._zooming >= 2:
+            self._zoomed = True
+            self.intrinsics.follow(located.K)
+        about = f"the lens zooms: focal length about {float(located.K[0, 0]):.0f} pixels"
+        return about, located.K if located.zooms else K
 
     def _believed(self, located: Located, seconds: float) -> bool:
         """The geometric check."""

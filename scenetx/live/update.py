@@ -35,6 +35,8 @@ class Located:
     matches: int = 0  # correspondences tried, for maps that have some
     inliers: int = 0  # and how many of them agree with the pose
     note: str = ""
+    K: Float[Tensor, "3 3"] | None = None  # intrinsics that explain the picture better than those given, if any do;
+    zooms: bool = False  # much better: the lens has zoomed, and the pose holds under `K`
 
 
 @runtime_checkable

@@ -62,19 +62,42 @@ def open_map(folder: str | Path, method: Method = "auto", *, model: str = "auto"
     return opened
 
 
-def open_without_map(model: str = "auto", *, say: Say | None = None) -> Locator:
-    """A locator that makes its own map as it goes, of a geometry model. Raises InputError without its weights."""
-    name = _model_here(model) if model == "auto" else model
-    if name is None:
+def open_without_map(
+    method: Method = "auto", model: str = "auto", *, known_lens: bool = False, say: Say | None = None
+) -> Locator:
+    """A locator that makes its own map as it goes.
+
+    auto: features and two-view geometry, which any CPU runs; a geometry model where its weights and a GPU are here, or
+    where one is named. ``known_lens``: the camera's K is given and right. ``say`` is told which it is and why. Raises
+    InputError for a student (which needs a scene), and for the kv way without weights.
+    """
+    if method not in get_args(Method):
+        raise InputError("method", method, f"choose from {', '.join(get_args(Method))}")
+    tell, name = say or _silent, _model_here(model)
+    if method == "student":
+        raise InputError("track", "method student without a map", "give --map SCENE")
+    if method == "kv" and name is None:
         raise InputError(
             "track",
-            "no map, and no geometry model's weights are here",
-            f"give --map SCENE (any reconstructed scene), or fetch one: scenetx models fetch {DEFAULT_MODEL}",
+            "method kv, and no geometry model's weights are here",
+            f"fetch one (scenetx models fetch {DEFAULT_MODEL}), or leave --method away",
         )
-    from scenetx.live.kv_session import open_session
+    if name is not None and (method == "kv" or (method == "auto" and (model != "auto" or _has_gpu()))):
+        from scenetx.live.kv_session import open_session
 
-    (say or _silent)(f"method kv {name}: the map grows while the camera moves")
-    return open_session(name)
+        tell(f"method kv {name}: the map grows while the camera moves; its scale is the model's")
+        return open_session(name)
+    from scenetx.live.classical_session import ClassicalSession
+
+    why = "" if method == "classical" else " (runs on any CPU; --method kv takes a geometry model)"
+    tell(f"method classical{why}: move sideways to begin; the map grows while the camera moves; its scale is arbitrary")
+    return ClassicalSession(known_lens=known_lens)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def classical_map(folder: str | Path, *, say: Say | None = None, settings: BuildSettings | None = None) -> ClassicalMap:

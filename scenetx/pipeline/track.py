@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scenetx.core import InputError
+from scenetx.core import InputError, Sim3
 from scenetx.live.capture import Capture, CaptureSettings
+from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens, Intrinsics
+from scenetx.live.known_scale import KnownScale, in_known_scale
 from scenetx.live.object_mode import BoxFollower, MaskFiles, Masks, MaskVideo, object_frames
 from scenetx.live.outputs import VIDEO, Recorder, Trajectory
 from scenetx.live.pose_stream import open_stream
@@ -51,6 +53,8 @@ class TrackPlan:
     """Object mode: x0 y0 x1 y1 in the first frame; or"""
     mask: Path | None = None
     """a folder of masks or a mask video, frame for frame with the source."""
+    known: KnownScale = field(default_factory=KnownScale)
+    """A known size, or two known points, of what the map shows: poses are then in that unit."""
 
     def masks(self) -> Masks | None:
         """Where the object is, if one is tracked. Raises InputError for a mask that is not there."""
@@ -109,9 +113,11 @@ def track(
     Raises InputError for what cannot be opened.
     """
     tell = say or log.info
-    opened = _opened(scene, method, model, tell)
+    opened = _opened(scene, method, model, lens, tell)
     tracker = Tracker(opened.locator, Intrinsics(lens, opened.lenses), settings)
     with Capture(source, capture or CaptureSettings(fps=fps), tell) as frames:
+        if isinstance(opened.locator, ClassicalSession):
+            opened.locator.patient = not frames.live  # files wait for the map
         try:
             yield from track_frames(frames if masks is None else object_frames(frames, masks), tracker)
         finally:
@@ -127,11 +133,11 @@ def run_track(
     A map made on the way is written to OUTPUT/map-scene, a scene folder that `reconstruct` can go on with.
     """
     tell = say or log.info
-    opened = _opened(plan.map, plan.method, plan.model, tell)
+    opened, scene_from_world = _in_known_scale(plan, _opened(plan.map, plan.method, plan.model, plan.lens, tell), tell)
     tally = _Tally()
     with ExitStack() as stack:
         stack.callback(_close, opened.locator)
-        sinks = _sinks(plan, stack, tell)
+        sinks = _sinks(plan, stack, scene_from_world, tell)
         updates = track(
             plan.source,
             scene=opened,
@@ -156,20 +162,34 @@ def run_track(
     return tally.summary()
 
 
-def _opened(where: str | Path | OpenMap | Locator | None, method: Method, model: str, say: Say) -> OpenMap:
+def _opened(
+    where: str | Path | OpenMap | Locator | None, method: Method, model: str, lens: GivenLens | None, say: Say
+) -> OpenMap:
     if isinstance(where, OpenMap):
         return where
     if isinstance(where, str | Path):
         return open_map(where, method, model=model, say=say)
     if where is not None:
         return OpenMap(where, ())
-    if method in ("classical", "student"):
-        raise InputError("track", f"method {method} without a map", "give --map SCENE")
-    return OpenMap(open_without_map(model, say=say), ())
+    known = lens is not None and (lens.K is not None or lens.fov is not None)
+    return OpenMap(open_without_map(method, model, known_lens=known, say=say), ())
 
 
-def _sinks(plan: TrackPlan, stack: ExitStack, say: Say) -> list[Callable[[Update], None]]:
-    """Who is given each update; entered here, left in reverse."""
+def _in_known_scale(plan: TrackPlan, opened: OpenMap, say: Say) -> tuple[OpenMap, Sim3 | None]:
+    """The map in the unit that the plan asks for, and the way back to the scene's frame; None = it is the scene's."""
+    if not plan.known:
+        return opened, None
+    if plan.map is None:
+        raise InputError("track", "a known size without a map", "make the map first (-o DIR), then --map DIR/map-scene")
+    locator, object_from_scene = in_known_scale(opened.locator, plan.known)
+    say(f"poses in the known unit: 1 unit of the scene is {object_from_scene.scale:.6g}")
+    return replace(opened, locator=locator), object_from_scene.inverse()
+
+
+def _sinks(
+    plan: TrackPlan, stack: ExitStack, scene_from_world: Sim3 | None, say: Say
+) -> list[Callable[[Update], None]]:
+    """Who is given each update; entered here, left in reverse. The page shows the scene in its own frame."""
     sinks: list[Callable[[Update], None]] = []
     if plan.record and plan.output is None:
         raise InputError("record", "no folder to write to", "add --output DIR")
@@ -183,8 +203,15 @@ def _sinks(plan: TrackPlan, stack: ExitStack, say: Say) -> list[Callable[[Update
         say(f"poses at {plan.stream}")
     if plan.view:
         view = TrackView(plan.map, plan.source, port=plan.port, open_browser=plan.open_browser, say=say)
-        sinks.append(stack.enter_context(view).show)
+        show = stack.enter_context(view).show
+        back = scene_from_world
+        sinks.append(show if back is None else lambda update: show(_in_scene(update, back)))
     return sinks
+
+
+def _in_scene(update: Update, scene_from_world: Sim3) -> Update:
+    pose = update.world_from_cam
+    return update if pose is None else replace(update, world_from_cam=scene_from_world.apply_to_poses(pose))
 
 
 def _state_line(update: Update) -> str:

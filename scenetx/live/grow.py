@@ -1,0 +1,178 @@
+"""A classical map that grows: pictures join with their matches, and the cameras about the newest are adjusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
+from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.keyframes import KeyframeSettings, spread
+from scenetx.live.points import PointSettings, Station, link, map_of, starts
+
+
+@dataclass(frozen=True)
+class GrowSettings:
+    """How a map takes a picture in."""
+
+    most: int = 80
+    """Pictures, at most; of more, the most redundant go."""
+    neighbors: int = 6
+    """Pictures of the map a new one is matched with."""
+    window: int = 6
+    """Pictures whose cameras are adjusted with the new one: those that share most points with it."""
+    least: int = 25
+    """Points a new picture has to see to stay."""
+    lens_pictures: int = 5
+    """Pictures from which on an unknown focal length is looked for."""
+    lens_use: float = 0.02
+    """Its relative standard deviation from which on it is better than the first guess;"""
+    lens_sigma: float = 0.004
+    """from which on it is known, and"""
+    lens_done: int = 25
+    """pictures at which it is, if it is better than a guess."""
+    adjust: AdjustSettings = field(default_factory=AdjustSettings)
+    points: PointSettings = field(default_factory=lambda: PointSettings(parallax=3.0))
+    """Far points with little parallax still say how the camera turns."""
+
+
+class GrowingMap:
+    """The pictures of a map, their matches and, after each change, the map. Not for two threads at once."""
+
+    def __init__(
+        self,
+        stations: Sequence[Station],
+        made: ClassicalMap,
+        *,
+        known_lens: bool,
+        settings: GrowSettings | None = None,
+    ) -> None:
+        self.settings = settings or GrowSettings()
+        self.map = made
+        self.known_lens = known_lens
+        self._stations = list(stations)
+        self._links: dict[tuple[str, str], Int[np.ndarray, "2 k"]] = {}
+        for k in range(1, len(self._stations)):
+            self._match(self._stations[k], self._stations[:k])
+
+    @property
+    def stations(self) -> tuple[Station, ...]:
+        """As they are in the map, in order of their coming."""
+        return tuple(self._stations)
+
+    def add(self, station: Station) -> bool:
+        """One more picture, near its place in the map. False: it hangs on too few points, and is not taken."""
+        settings = self.settings
+        if not self.known_lens:  # what it was thought to be may be old by now
+            station = replace(station, K=self._stations[-1].K)
+        near = self._nearest(station)
+        self._match(station, [self._stations[k] for k in near])
+        self._stations.append(station)
+        made = self._made()
+        if int((made.obs_view == len(self._stations) - 1).sum()) < settings.least:
+            self._drop(len(self._stations) - 1)
+            return False
+        self.map = self._adjusted(made)
+        self._follow()
+        if not self.known_lens and len(self._stations) >= settings.lens_pictures:
+            self._find_lens()
+        if len(self._stations) > settings.most:
+            self._thin()
+        return True
+
+    def settle(self) -> None:
+        """All cameras adjusted together, for a map that is to be kept."""
+        free = np.ones(len(self._stations), bool)
+        free[0] = False
+        answer = adjust(self.map, free, focal=not self.known_lens, settings=self.settings.adjust)
+        self.map = adjusted_map(self.map, answer)
+        self._follow()
+        self.map = self._made()
+
+    def _match(self, station: Station, others: Sequence[Station]) -> None:
+        for other in others:
+            self._links[other.name, station.name] = link(other, station, self.settings.points)
+
+    def _made(self) -> ClassicalMap:
+        """The map by the cameras as they stand."""
+        number = {station.name: k for k, station in enumerate(self._stations)}
+        first = starts(self._stations)
+        links = [pair + first[[number[a], number[b]], None] for (a, b), pair in self._links.items()]
+        return map_of(self._stations, np.concatenate(links, axis=1), self.settings.points)
+
+    def _adjusted(self, made: ClassicalMap) -> ClassicalMap:
+        """The newest camera and those that share most points with it; the first two are what all hangs on."""
+        newest = len(self._stations) - 1
+        shared = np.zeros(len(made), bool)
+        shared[made.obs_point[made.obs_view == newest]] = True
+        count = np.bincount(made.obs_view, shared[made.obs_point], len(self._stations))
+        count[:2] = 0
+        free = np.zeros(len(self._stations), bool)
+        chosen = np.argsort(-count, kind="stable")[: self.settings.window + 1]
+        free[chosen[count[chosen] > 0]] = True
+        return adjusted_map(made, adjust(made, free, settings=self.settings.adjust))
+
+    def _find_lens(self) -> None:
+        """All cameras and the focal length they share."""
+        settings = self.settings
+        answer = adjust(self.map, np.ones(len(self._stations), bool), focal=True, settings=settings.adjust)
+        if not 0.5 < answer.zoom < 2 or not answer.zoom_sigma < settings.lens_use:
+            return
+        self.known_lens = answer.zoom_sigma < settings.lens_sigma or len(self._stations) >= settings.lens_done
+        self.map = adjusted_map(self.map, answer)
+        self._follow()
+        self.map = self._made()
+
+    def _follow(self) -> None:
+        """The pictures stand where the map's cameras do."""
+        places = zip(self._stations, self.map.world_from_cam, self.map.K, strict=True)
+        self._stations = [replace(station, world_from_cam=pose, K=K) for station, pose, K in places]
+
+    def _nearest(self, station: Station) -> Int[np.ndarray, "k"]:
+        """The newest picture, and those that see most of what the new one should see, from another place."""
+        made, cam_from_world = self.map, np.linalg.inv(station.world_from_cam)
+        cam = made.positions @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
+        xy = cam[:, :2] / np.maximum(cam[:, 2:], 1e-9) * station.K[[0, 1], [0, 1]] + station.K[:2, 2]
+        inside = (cam[:, 2] > 1e-9) & (xy > 0).all(1) & (xy < np.array(station.size[::-1])).all(1)
+        common = np.bincount(made.obs_view, inside[made.obs_point], len(self._stations))
+        middle = made.positions[inside].mean(0) if inside.any() else made.positions.mean(0)
+        rays = np.stack([each.world_from_cam[:3, 3] for each in (*self._stations, station)]) - middle
+        rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+        angle = np.degrees(np.arccos(np.clip(rays[:-1] @ rays[-1], -1, 1)))
+        score = common * np.clip(angle / 5, 0.2, 1) * np.clip((60 - angle) / 30, 0.02, 1)
+        score[-1] = np.inf
+        return np.argsort(-score, kind="stable")[: self.settings.neighbors]
+
+    def _thin(self) -> None:
+        """Under the cap again: the most redundant picture goes, but never the first two."""
+        poses = torch.from_numpy(np.stack([station.world_from_cam for station in self._stations[2:]]))
+        depth = torch.full((len(poses),), self.middle_depth, dtype=torch.float64)
+        kept = spread(poses, depth, self.settings.most - 2, KeyframeSettings())
+        for number in sorted(set(range(len(poses))) - set(kept), reverse=True):
+            self._drop(number + 2)
+        self.map = self._made()
+
+    @property
+    def middle_depth(self) -> float:
+        """Median depth of the points in the pictures that see them."""
+        made = self.map
+        cam_from_world = np.linalg.inv(made.world_from_cam)[made.obs_view]
+        z = np.einsum("oj,oj->o", cam_from_world[:, 2, :3], made.positions[made.obs_point]) + cam_from_world[:, 2, 3]
+        return float(np.median(z))
+
+    def _drop(self, number: int) -> None:
+        name = self._stations.pop(number).name
+        self._links = {pair: found for pair, found in self._links.items() if name not in pair}
+
+
+def shift_and_turn(
+    world_from_cam: Float[np.ndarray, "4 4"], others: Float[np.ndarray, "n 4 4"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Distance and degrees from a camera to others."""
+    away = np.linalg.norm(others[:, :3, 3] - world_from_cam[:3, 3], axis=1)
+    trace = np.einsum("nij,ij->n", others[:, :3, :3], world_from_cam[:3, :3])
+    return away, np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))

@@ -1,0 +1,221 @@
+"""Points from features of pictures whose cameras are known: matches along epipolar lines, tracks, triangulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scenetx.live.classical_map import ClassicalMap, Lens
+from scenetx.live.features import Features, match, unit
+
+
+@dataclass(frozen=True)
+class Station:
+    """A picture of a map: from where it was taken, and what was found in it."""
+
+    name: str
+    world_from_cam: Float[np.ndarray, "4 4"]
+    K: Float[np.ndarray, "3 3"]
+    size: tuple[int, int]
+    """Height and width of the picture that K and the features are of."""
+    features: Features
+    picture: bytes
+    """Grey JPEG, reduced."""
+
+
+@dataclass(frozen=True)
+class PointSettings:
+    """Which matches make points."""
+
+    ratio: float = 0.85
+    epipolar: float = 3.0
+    """Pixels (of a 960 pixel wide picture) a match may be off its epipolar line, and a point off its features."""
+    parallax: float = 6.0
+    """Pixels (of the map's pictures) between a point's outermost rays, at least; less does not tell how far it is."""
+    points: int = 60_000
+    """At most; of more, those that most pictures see."""
+
+
+def starts(stations: Sequence[Station]) -> Int[np.ndarray, "starts"]:
+    """The number of each picture's first feature, when all are counted through."""
+    return np.concatenate([[0], np.cumsum([len(station.features) for station in stations])])
+
+
+def link(a: Station, b: Station, settings: PointSettings) -> Int[np.ndarray, "2 k"]:
+    """Matches of two pictures that agree with their cameras: only features near the epipolar line are compared."""
+    fa, fb = a.features, b.features
+    b_from_a = np.linalg.inv(b.world_from_cam) @ a.world_from_cam
+    t = b_from_a[:3, 3]
+    cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+    F = np.linalg.inv(b.K).T @ cross @ b_from_a[:3, :3] @ np.linalg.inv(a.K)
+    xa = np.concatenate([fa.xy, np.ones((len(fa), 1))], axis=1)
+    xb = np.concatenate([fb.xy, np.ones((len(fb), 1))], axis=1)
+    off = np.maximum(_from_lines(xa @ F.T, xb), _from_lines(xb @ F, xa).T)
+    limit = settings.epipolar * max(*a.size, *b.size) / 960
+    likeness = unit(fa.descriptors) @ unit(fb.descriptors).T
+    # Twice the limit keeps the rival that Lowe's test needs; a match then has to be within the limit.
+    likeness[off > 2 * limit] = 0
+    i, j, _ = match(likeness, ratio=settings.ratio)
+    good = off[i, j] <= limit
+    return np.stack([i[good], j[good]]).astype(np.int64)
+
+
+def _from_lines(lines: Float[np.ndarray, "n 3"], points: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n m"]:
+    """Distance of every (homogeneous) point from every line, pixels; float32, for this is where the time goes."""
+    length = np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
+    return np.abs((lines / length).astype(np.float32) @ points.astype(np.float32).T)
+
+
+def _tracks(links: Int[np.ndarray, "2 k"], count: int) -> Int[np.ndarray, "n"]:
+    """The track of every feature (a number, -1 = unmatched): connected components of the matches."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(links.shape[1], np.int8), (links[0], links[1])), shape=(count, count))
+    _, label = connected_components(graph, directed=False)
+    size = np.bincount(label)
+    label = np.where(size[label] > 1, label, -1)
+    kept = np.unique(label[label >= 0])
+    return np.where(label >= 0, np.searchsorted(kept, label), -1)
+
+
+def map_of(
+    stations: Sequence[Station],
+    links: Int[np.ndarray, "2 k"],
+    settings: PointSettings,
+    lenses: Sequence[Lens] = (),
+) -> ClassicalMap:
+    """Triangulates what matches (pairs of features, counted through) and keeps what agrees with the pictures."""
+    found = [station.features for station in stations]
+    track = _tracks(links, int(starts(stations)[-1]))
+    view_of = np.repeat(np.arange(len(stations)), [len(features) for features in found])
+    xy = np.concatenate([features.xy for features in found]).astype(np.float64)
+    sigma = np.concatenate([features.sigma for features in found])
+    world_from_cam = np.stack([station.world_from_cam for station in stations])
+    cam_from_world, K = np.linalg.inv(world_from_cam), np.stack([station.K for station in stations])
+    scale = np.array([max(station.size) for station in stations]) / 960
+    limit = settings.epipolar * scale[view_of] * np.clip(sigma / scale[view_of] / 2, 1, 3)
+    rows, point, positions = _placed(track, xy, view_of, limit, cam_from_world, K)
+    wide = _widest(positions, point, view_of[rows], world_from_cam[:, :3, 3])
+    good = (wide > np.degrees(settings.parallax / np.median(K[:, 0, 0]))) & np.isfinite(positions).all(1)
+    # Of too many, those that most pictures see.
+    length = np.where(good, np.bincount(point, minlength=len(positions)), -1)
+    kept = np.sort(np.argsort(-length, kind="stable")[: min(settings.points, int(good.sum()))])
+    number = np.full(len(positions), -1)
+    number[kept] = np.arange(len(kept))
+    mine = number[point] >= 0
+    rows, point = rows[mine], number[point[mine]]
+    descriptors = np.concatenate([features.descriptors for features in found])[rows]
+    mean = np.zeros((len(kept), 128), np.float32)
+    np.add.at(mean, point, unit(descriptors))
+    mean = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-6)
+    return ClassicalMap(
+        names=tuple(station.name for station in stations),
+        world_from_cam=world_from_cam,
+        K=K,
+        sizes=np.array([station.size for station in stations], np.int32),
+        positions=positions[kept],
+        descriptors=np.clip(np.round(512 * mean), 0, 255).astype(np.uint8),
+        obs_view=view_of[rows].astype(np.int32),
+        obs_point=point.astype(np.int32),
+        obs_xy=xy[rows].astype(np.float32),
+        obs_sigma=sigma[rows].astype(np.float32),
+        pictures=tuple(station.picture for station in stations),
+        lenses=tuple(lenses),
+    )
+
+
+def _placed(
+    track: Int[np.ndarray, "n"],
+    xy: Float[np.ndarray, "n 2"],
+    view_of: Int[np.ndarray, "n"],
+    limit: Float[np.ndarray, "n"],
+    cam_from_world: Float[np.ndarray, "v 4 4"],
+    K: Float[np.ndarray, "v 3 3"],
+) -> tuple[Int[np.ndarray, "r"], Int[np.ndarray, "r"], Float[np.ndarray, "p 3"]]:
+    """(features, their points, the points' places): features that fall farther than ``limit`` from their point, or come
+    second in their picture, leave their track."""
+    rows = np.flatnonzero(track >= 0)
+    for _ in range(3):
+        kept, point = _dense(track[rows], view_of[rows])
+        rows = rows[kept]
+        positions = _triangulate(xy[rows], point, view_of[rows], cam_from_world, K)
+        error, depth = _residuals(positions, xy[rows], point, view_of[rows], cam_from_world, K)
+        rows = rows[(error < limit[rows]) & (depth > 0)]
+    kept, point = _dense(track[rows], view_of[rows])
+    rows = rows[kept]
+    return rows, point, _triangulate(xy[rows], point, view_of[rows], cam_from_world, K)
+
+
+def _dense(track: Int[np.ndarray, "r"], view: Int[np.ndarray, "r"]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows to keep (tracks of two pictures and more, each once) and their point numbers without gaps."""
+    _, first = np.unique(np.stack([track, view]), axis=1, return_index=True)
+    kept = np.sort(first)
+    count = np.bincount(track[kept])
+    kept = kept[count[track[kept]] >= 2]
+    _, point = np.unique(track[kept], return_inverse=True)
+    return kept, point
+
+
+def _triangulate(
+    xy: np.ndarray, point: np.ndarray, view: np.ndarray, cam_from_world: np.ndarray, K: np.ndarray
+) -> Float[np.ndarray, "p 3"]:
+    """Points nearest to their rays (linear), then three Gauss-Newton steps on the robust reprojection error."""
+    count = int(point.max()) + 1 if len(point) else 0
+    rays = np.einsum("rij,rj->ri", np.linalg.inv(K)[view], np.concatenate([xy, np.ones((len(xy), 1))], axis=1))
+    R, t = cam_from_world[view, :3, :3], cam_from_world[view, :3, 3]
+    direction = np.einsum("rji,rj->ri", R, rays / np.linalg.norm(rays, axis=1, keepdims=True))
+    center = -np.einsum("rji,rj->ri", R, t)
+    flat = np.eye(3) - direction[:, :, None] * direction[:, None]
+    X = _solve(flat, np.einsum("rij,rj->ri", flat, center), point, count)
+    for _ in range(3):
+        cam = np.einsum("rij,rj->ri", R, X[point]) + t
+        z = np.where(np.abs(cam[:, 2]) > 1e-9, cam[:, 2], 1e-9)
+        fx, fy = K[view, 0, 0], K[view, 1, 1]
+        residual = np.stack([fx * cam[:, 0] / z + K[view, 0, 2], fy * cam[:, 1] / z + K[view, 1, 2]], 1) - xy
+        zero = np.zeros_like(z)
+        by_cam = np.stack(
+            [np.stack([fx / z, zero, -fx * cam[:, 0] / z**2], 1), np.stack([zero, fy / z, -fy * cam[:, 1] / z**2], 1)],
+            axis=1,
+        )
+        J = by_cam @ R
+        weight = 1 / np.maximum(1, np.linalg.norm(residual, axis=1) / 2)
+        normal = np.einsum("rki,rkj,r->rij", J, J, weight)
+        X = X - _solve(normal, np.einsum("rki,rk,r->ri", J, residual, weight), point, count)
+    return X
+
+
+def _solve(normal: np.ndarray, right: np.ndarray, point: np.ndarray, count: int) -> Float[np.ndarray, "p 3"]:
+    """The sums of 3 x 3 systems over each point's rows, solved."""
+    A, b = np.zeros((count, 3, 3)), np.zeros((count, 3))
+    for i in range(3):
+        b[:, i] = np.bincount(point, right[:, i], count)
+        for j in range(3):
+            A[:, i, j] = np.bincount(point, normal[:, i, j], count)
+    A += 1e-9 * (np.trace(A, axis1=1, axis2=2)[:, None, None] + 1e-12) * np.eye(3)
+    return np.linalg.solve(A, b[..., None])[..., 0]
+
+
+def _residuals(
+    X: np.ndarray, xy: np.ndarray, point: np.ndarray, view: np.ndarray, cam_from_world: np.ndarray, K: np.ndarray
+) -> tuple[Float[np.ndarray, "r"], Float[np.ndarray, "r"]]:
+    """Pixels off and depth of every observation."""
+    cam = np.einsum("rij,rj->ri", cam_from_world[view, :3, :3], X[point]) + cam_from_world[view, :3, 3]
+    z = np.where(np.abs(cam[:, 2]) > 1e-9, cam[:, 2], 1e-9)
+    pixel = np.stack([K[view, 0, 0] * cam[:, 0] / z, K[view, 1, 1] * cam[:, 1] / z], 1) + K[view, :2, 2]
+    return np.linalg.norm(pixel - xy, axis=1), cam[:, 2]
+
+
+def _widest(X: np.ndarray, point: np.ndarray, view: np.ndarray, centers: np.ndarray) -> Float[np.ndarray, "p"]:
+    """Degrees between a point's outermost rays: at least half the true one (from the mean ray), doubled."""
+    ray = centers[view] - X[point]
+    ray = ray / np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-12)
+    mean = np.stack([np.bincount(point, ray[:, i], len(X)) for i in range(3)], axis=1)
+    mean = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+    angle = np.degrees(np.arccos(np.clip((ray * mean[point]).sum(1), -1, 1)))
+    out = np.zeros(len(X))
+    np.maximum.at(out, point, angle)
+    return 2 * out
