@@ -15,9 +15,21 @@ from scenetx.data import ProceduralConfig, ProceduralViews, endless, procedural_
 from scenetx.data.cast import nearest, normals, shadowed, tile_rays, untile
 from scenetx.data.compose import Taste, compose
 from scenetx.data.procedural import _make
+from scenetx.data.shade import shade
 from scenetx.data.shapes import Solid, bowl, box, cone, cut, cylinder, edges, ellipsoid, placed, tube
 from scenetx.data.tables import Tables, compile_world
-from scenetx.data.world import Light, Material, Motion, World, random_turn
+from scenetx.data.world import (
+    CELLS,
+    CHECKER,
+    GRATING,
+    MARKS,
+    PHOTO,
+    Light,
+    Material,
+    Motion,
+    World,
+    random_turn,
+)
 
 SMALL = ProceduralConfig(height=48, width=40, views=3, difficulty=0.6, moving=0.7)
 
@@ -238,6 +250,24 @@ def test_machine_code_casts_what_the_definition_casts():
     dark = shadowed(*asked, compiled=False)
     assert 0.02 < dark[seen].float().mean() < 0.98
     assert (shadowed(*asked) != dark).sum() <= 2
+
+
+def test_machine_code_shades_what_the_definition_shades():
+    photos = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kinds = set()
+    for seed, difficulty in ((3, 0.5), (4, 1.0), (6, 1.0)):
+        config = replace(SMALL, height=32, width=32, difficulty=difficulty, views=2, blur=1)
+        tables = _make(seed, config, len(photos)).tables
+        rays = tile_rays(tables.lens, 32, 32)
+        hits = nearest(tables, rays)
+        fast, slow = (shade(tables, rays, hits, photos, compiled=compiled) for compiled in (True, False))
+        assert torch.equal(fast.owner, slow.owner)
+        assert torch.allclose(fast.normals, slow.normals, atol=1e-5)
+        # On the edge of a texture's cell a root's last bit may decide.
+        off = (fast.rgb - slow.rgb).abs().amax(-1)
+        assert float((off > 1e-4).float().mean()) < 1e-3
+        kinds |= set(tables.materials[tables.material[hits.row[hits.row >= 0]], 0].long().tolist())
+    assert {GRATING, CHECKER, CELLS, MARKS, PHOTO} <= kinds
 
 
 def test_cuts_take_away_exactly_what_they_cover():

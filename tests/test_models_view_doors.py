@@ -14,6 +14,7 @@ from view_scenes import picture, ring
 
 from scenetx.cli import main
 from scenetx.core import Cameras, InputError, Original, Points, Scene, View
+from scenetx.data.re10k import open_clips, read_index
 from scenetx.measure.image import ssim
 from scenetx.measure.lpips import Lpips, load_lpips
 from scenetx.measure.published import published_psnr, published_ssim
@@ -25,7 +26,6 @@ from scenetx.models.rust import UNPOSED, Rust, RustConfig
 from scenetx.models.svsm import Svsm, SvsmConfig
 from scenetx.models.view_model import Views
 from scenetx.pipeline.re10k import Re10kSettings, evaluate_re10k, framed, resized_and_cut
-from scenetx.pipeline.re10k_data import open_clips, read_index
 from scenetx.pipeline.render import PathSettings, render_path
 from scenetx.pipeline.view_render import Painter, PaintSettings, landmarks
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from scenetx.data.cast import Hits, Rays, Vector, dot, normals, shadowed, transformed, turned
+from scenetx.data.shade_cpu import pictures_compiled, surfaces_compiled
 from scenetx.data.tables import LIGHTS, Tables
 from scenetx.data.textures import hashed, surface_colors, uniform
 
@@ -41,9 +42,17 @@ class _Surface:
 
 
 def shade(
-    tables: Tables, rays: Rays, hits: Hits, photos: UInt8[Tensor, "q s s 3"] | None = None, *, shadows: bool = True
+    tables: Tables,
+    rays: Rays,
+    hits: Hits,
+    photos: UInt8[Tensor, "q s s 3"] | None = None,
+    *,
+    shadows: bool = True,
+    compiled: bool = True,
 ) -> Shaded:
-    """Pictures of the hits."""
+    """Pictures of the hits. ``compiled``: by machine code where the tables are on the CPU."""
+    if compiled and hits.depth.device.type == "cpu":
+        return _shade_compiled(tables, rays, hits, photos, shadows)
     n, p = hits.depth.shape
     surface, row = _surface(tables, rays, hits, photos)
     light = _lit(tables, surface, (n, p), shadows)
@@ -58,6 +67,17 @@ def shade(
     owner[surface.index] = tables.owner[row]
     display = _film(tables, rays, flat.reshape(3, n, p))
     return Shaded(display.movedim(0, -1), normal.reshape(3, n, p).movedim(0, -1), owner.reshape(n, p))
+
+
+def _shade_compiled(
+    tables: Tables, rays: Rays, hits: Hits, photos: UInt8[Tensor, "q s s 3"] | None, shadows: bool
+) -> Shaded:
+    normal, albedo, lifted, lit = surfaces_compiled(tables, rays, hits, photos)
+    if shadows:
+        for k, asked in enumerate(lit):
+            lit[k] = ~shadowed(tables, lifted, tables.lights[rays.frame, k, :3], asked)
+    rgb, owner = pictures_compiled(tables, rays, hits, normal, albedo, lit)
+    return Shaded(rgb, normal, owner)
 
 
 def _surface(

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from scenetx.core import Cameras, InputError
 from scenetx.core.atomic import write_bytes
+from scenetx.data.re10k import Clip, Clips, Entry, open_clips, read_index
 from scenetx.measure.lpips import Lpips, load_lpips
 from scenetx.measure.published import published_psnr, published_ssim
 from scenetx.models.lvsm import Lvsm
 from scenetx.models.rays import Frame, mean_frame
 from scenetx.models.view_model import ViewModel, Views
-from scenetx.pipeline.re10k_data import Clip, Clips, Entry, open_clips, read_index
 from scenetx.pipeline.workspace import Report, silent
 
 PICTURE = (360, 640)

@@ -24,6 +24,7 @@ from scenetx.config import to_dict
 from scenetx.core import InputError
 from scenetx.core.atomic import write_bytes, write_tensors
 from scenetx.models.weights import load_strictly, read_weights
+from scenetx.train.pretrain import PREFIX, Pretraining
 from scenetx.train.settings import TrainSettings
 
 FORMAT = "scenetx-training-1"
@@ -120,7 +121,11 @@ def load(path: Path, trained: Trained, settings: TrainSettings) -> Progress:
 
 def start_from(path: Path, model: nn.Module) -> None:
     """Begin with the weights of a file (a checkpoint's, or a shipped one). Raises InputError where they do not fit."""
-    load_strictly(model, read_weights(path), str(path), torch.float32)
+    weights = read_weights(path)
+    inside = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    if inside and not isinstance(model, Pretraining):
+        weights = inside  # of a pretraining, whose other parts have done their work
+    load_strictly(model, weights, str(path), torch.float32)
 
 
 def _put_moments(trained: Trained, moments: Mapping[str, Tensor], path: Path) -> None:

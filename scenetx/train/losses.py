@@ -7,12 +7,15 @@ and poses are compared between pairs of views, so that neither the choice of the
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import conv2d, normalize
 
+from scenetx.core import Cameras
 from scenetx.core.rigid import invert_rigid
 from scenetx.measure.image import C1, C2, WINDOW, gaussian_window
+from scenetx.models.pixel_splats import pixel_gaussians
+from scenetx.splat import rasterize
 
 
 def ssim_batch(a: Float[Tensor, "n h w 3"], b: Float[Tensor, "n h w 3"]) -> Float[Tensor, ""]:
@@ -94,6 +97,32 @@ def relative_pose_loss(
     rotation = (square + 1e-4).sqrt() - 1e-2
     translation = torch.nn.functional.huber_loss(got[:, :3, 3], wanted[:, :3, 3], delta=huber) / huber
     return rotation.mean(), translation
+
+
+def contrastive_loss(
+    a: Float[Tensor, "b n c"], b: Float[Tensor, "b m c"], match: Int[Tensor, "b n"], temperature: float = 0.07
+) -> Float[Tensor, ""]:
+    """InfoNCE (arXiv 1807.03748, eq. 4): ``match`` names the row of ``b`` that each row of ``a`` should be most like,
+    -1 for none; features of length one. 0 where nothing matches."""
+    known = match >= 0
+    if not bool(known.any()):
+        return (a.sum() + b.sum()) * 0
+    alike = (a @ b.mT)[known] / temperature
+    return torch.nn.functional.cross_entropy(alike, match[known])
+
+
+def splat_loss(rgb: Float[Tensor, "v h w 3"], depth: Float[Tensor, "v h w"], cameras: Cameras) -> Float[Tensor, ""]:
+    """Mean colour error of the last view as Gaussians on the other views' pixels show it (pixelSplat's loss, for found
+    depth and found cameras), where they cover it; lenses get no gradient from the rasterizer. 0 for a single view."""
+    views = len(rgb)
+    if views < 2:
+        return depth.new_zeros(())
+    others, last = torch.arange(views - 1), torch.tensor([views - 1])
+    seen = rasterize(pixel_gaussians(rgb[:-1], depth[:-1], cameras[others]), cameras[last])
+    covered = (seen.alpha > 0.5).detach()
+    # What shines through is not the splats' colour.
+    colour = seen.rgb / seen.alpha.clamp_min(0.5)[..., None]
+    return ((colour - rgb[-1:]).abs().mean(-1) * covered).sum() / covered.sum().clamp_min(1)
 
 
 def normals_of_depth(depth: Float[Tensor, "v h w"], K: Float[Tensor, "v 3 3"]) -> Float[Tensor, "v h-1 w-1 3"]:

@@ -73,10 +73,21 @@ class LossSettings:
     rays: float = 0.0
     """Of the ray head, where a geometry model has one."""
     normals: float = 0.0
+    splat: float = 0.0
+    """Of the last view painted by the others' pixels as Gaussians; for a geometry model."""
     confidence: float = 0.05
     """Weight of -log(confidence): higher trusts less."""
     cameras_given: float = 0.0
     """Share of steps in which a geometry model is told the cameras."""
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """What a geometry model's trunk learns first (`scenetx.train.pretrain`); "" is geometry itself."""
+
+    kind: Literal["", "completion", "masked_depth", "matching"] = ""
+    masked: float = 0.9
+    """Share of the patches that are hidden."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,7 @@ class TrainSettings:
     """Weights to begin with; a checkpoint in the output folder comes first."""
     data: DataSettings = field(default_factory=DataSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     batch: int = 32
     """Scenes a step, over all processes."""
@@ -147,6 +159,8 @@ class TrainSettings:
         ):  # fmt: skip
             if value < low:
                 raise InputError(f"train: {name}", value, f"give at least {low}")
+        if not 0 <= self.pretrain.masked <= 1:
+            raise InputError("train: pretrain.masked", self.pretrain.masked, "give a share, 0 to 1")
         if not 0 <= self.optim.ema < 1:
             raise InputError("train: optim.ema", self.optim.ema, "give a decay from 0 up to, not including, 1")
 
@@ -155,6 +169,9 @@ class TrainSettings:
         data = self.data
         if data.source != "procedural" and not data.path:
             raise InputError("train: data.path", "not given", f"name the folder of {data.source}")
+        if self.pretrain.kind and (self.model != "da3" or data.context < 2):
+            what = f"{self.pretrain.kind} of {self.model}, {data.context} views"
+            raise InputError("train: pretrain", what, "use it with model da3 and data.context of at least 2")
         if data.reuse > 1 and (self.batch % data.reuse or data.pool < self.batch):
             what = f"{data.reuse}, batches of {self.batch}, a pool of {data.pool}"
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from scenetx.models.srt import Srt
 from scenetx.models.svsm import Svsm
 from scenetx.models.view_model import ViewModel, Views
 from scenetx.train import losses
+from scenetx.train.pretrain import Pretraining, PretrainTask
 from scenetx.train.settings import LossSettings, TrainSettings
 
 Batch = Mapping[str, Tensor]
@@ -29,7 +31,8 @@ def build_model(settings: TrainSettings) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if settings.model == "da3":
-            return start_da3(Da3(settings.da3))
+            geometry = start_da3(Da3(settings.da3))
+            return Pretraining(geometry, settings.pretrain) if settings.pretrain.kind else geometry
         kinds = {"svsm": (Svsm, settings.svsm), "lvsm": (Lvsm, settings.lvsm), "srt": (Srt, settings.srt)}
         kind, config = kinds[settings.model]
         return kind(config)
@@ -138,7 +141,11 @@ class GeometryTask(nn.Module):
             )
         if w.normals and "normals" in scene:
             parts["normals"] = losses.normals_loss(z, K, scene["normals"].float(), valid)
-        weights = {"depth": w.depth, "depth_gradient": w.depth_gradient, "rotation": w.camera}
+        if w.splat:
+            parts["splat"] = losses.splat_loss(
+                scene["rgb"].float() / 255, z, replace(found.cameras, world_from_cam=poses)
+            )
+        weights = {"splat": w.splat, "depth": w.depth, "depth_gradient": w.depth_gradient, "rotation": w.camera}
         weights |= {"translation": w.camera, "fov": w.fov, "points": w.points, "rays": w.rays}
         weights["normals"] = w.normals
         loss = sum((weights[name] * value for name, value in parts.items()), z.new_zeros(()))
@@ -159,12 +166,14 @@ class GeometryTask(nn.Module):
         return (off.clamp_max(10.0) * valid).sum() / valid.sum().clamp_min(1)
 
 
-def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask:
+def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask | PretrainTask:
     """The task of the model's kind. With mixed precision the model's blocks are set to bfloat16 from now on."""
     if settings.precision == "bf16-mixed":
         blocks_in_bf16(model)
     if settings.task == "view":
         return ViewTask(model, settings.loss)
+    if isinstance(model, Pretraining):
+        return PretrainTask(model, settings.pretrain)
     return GeometryTask(model, settings.loss)
 
 
