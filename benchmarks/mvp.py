@@ -1,18 +1,24 @@
-"""The pyramid transformer's forward pass: seconds and peak memory by number of views.
+"""The pyramid transformer's forward pass: seconds and peak memory by number of views, beside the published code.
 
     python benchmarks/mvp.py --views 4 8 16 --height 256 --width 480 --out mvp.json
-    python benchmarks/mvp.py --published /path/to/MVP    # the published code beside it, same weights, same pictures
+    PYTHONPATH=SITE python benchmarks/mvp.py --views 4 8 --height 128 --width 224 --published /path/to/MVP
 
-The published code needs einops and easydict; its CUDA parts (rendering) are not called and not needed.
+With ``--published`` (a checkout of the published code; SITE holds einops, easydict and pyyaml) both run on the same
+weights and pictures, in one process and in turn for the times, and each in a process of its own for the peak. Times are
+the best of a few runs after one to warm up: on the clock, and of the processor, which other work on the machine does
+not stretch as much. ``apart`` is the largest difference of colours. The published renderer is not called.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 import types
@@ -26,6 +32,8 @@ from scenetx.core import Cameras
 from scenetx.core.cameras import look_at
 from scenetx.models.mvp import Mvp, MvpConfig, from_published
 
+Forward = Callable[[], dict[str, torch.Tensor]]
+
 
 def ring(views: int, height: int, width: int) -> tuple[torch.Tensor, Cameras]:
     angle = torch.linspace(0, 3, views)
@@ -37,49 +45,125 @@ def ring(views: int, height: int, width: int) -> tuple[torch.Tensor, Cameras]:
 
 
 def published(folder: Path, height: int, width: int) -> Any:
-    """The published model for this size, its renderer replaced by one that stops."""
-    for name, content in {"gsplat": {"rasterization": None}, "sh_cuda": {}, "sh_cuda.mvp_cuda": {}}.items():
+    """The published model for this size, its CUDA parts replaced by what is never called."""
+    stubs: dict[str, dict[str, Any]] = {
+        "gsplat": {"rasterization": None},
+        "sh_cuda": {},
+        "sh_cuda.mvp_cuda": {"spherical_harmonics_opacity": None},
+    }
+    for name, content in stubs.items():
         sys.modules[name] = types.ModuleType(name)
-        for key, value in content.items():
-            setattr(sys.modules[name], key, value)
-    sys.modules["sh_cuda.mvp_cuda"].spherical_harmonics_opacity = None  # type: ignore[attr-defined]
+        vars(sys.modules[name]).update(content)
     sys.path.insert(0, str(folder))
+    import torch.utils.checkpoint  # the published code uses it without importing it
     import yaml
     from easydict import EasyDict
     from model import mvp as theirs
     from model.prope_custom import PropeDotProductAttention
 
     config = EasyDict(yaml.safe_load((folder / "configs/inference.yaml").read_text()))
+    torch.manual_seed(0)
     model = theirs.MVPModel(config)
+    # Its own train() gives nothing back, so eval() cannot be chained.
     model.eval()
     for stage, patch in ((2, 16), (3, 32)):
-        place = PropeDotProductAttention(
-            64, width // patch, height // patch, width, height, config.model.num_register_tokens
-        )
+        across, down = width // patch, height // patch
+        place = PropeDotProductAttention(64, across, down, width, height, config.model.num_register_tokens)
         setattr(model, f"attention{stage}", place)
-    theirs.GaussianRenderer.render = staticmethod(lambda *_: torch.zeros(1, 1, height, width, 3))
     return model
 
 
-def run_published(model: Any, pictures: torch.Tensor, cameras: Cameras) -> None:
+def published_forward(model: Any, pictures: torch.Tensor, cameras: Cameras) -> Forward:
+    """Their forward; what it hands to its renderer is the answer."""
     from easydict import EasyDict
+    from model import mvp as theirs
 
     K = cameras.K
     lens = torch.stack([K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]], -1)
     shown = EasyDict(image=pictures.permute(0, 3, 1, 2)[None], fxfycxcy=lens[None], c2w=cameras.world_from_cam[None])
     asked = EasyDict(image=shown.image[:, :1], fxfycxcy=shown.fxfycxcy[:, :1], c2w=shown.c2w[:, :1])
-    model(shown, asked)
+    caught: dict[str, torch.Tensor] = {}
+
+    def render(xyz: torch.Tensor, feature: torch.Tensor, scale: torch.Tensor, *_: Any) -> torch.Tensor:
+        caught.update(means=xyz[0], colors=feature[0], scales=scale[0].exp())
+        return torch.zeros(1, 1, *pictures.shape[1:])
+
+    def forward() -> dict[str, torch.Tensor]:
+        theirs.GaussianRenderer.render = staticmethod(render)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the size of its input
+            model(shown, asked)
+        return dict(caught)
+
+    return forward
 
 
-def seconds(call: Callable[[], object], times: int) -> float:
-    """The best of a few runs after one to warm up."""
-    call()
-    best = float("inf")
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - began)
+def our_forward(model: Mvp, pictures: torch.Tensor, cameras: Cameras) -> Forward:
+    def forward() -> dict[str, torch.Tensor]:
+        found = model(pictures, cameras).gaussians
+        return {"means": found.means, "colors": found.sh, "scales": found.scales}
+
+    return forward
+
+
+def models(folder: Path | None, height: int, width: int) -> tuple[Mvp, Any]:
+    """Ours, and theirs with the same weights where a checkout is given."""
+    torch.manual_seed(0)
+    ours = Mvp(MvpConfig()).eval()
+    theirs = published(folder, height, width) if folder else None
+    if theirs is not None:
+        ours.load_state_dict(from_published(theirs.state_dict()))
+    return ours, theirs
+
+
+def timed(calls: dict[str, Forward], times: int) -> dict[str, float]:
+    """Of every call the best seconds, on the clock and of the processor, the calls taking turns."""
+    best: dict[str, float] = {}
+    for round_ in range(times + 1):
+        for name, call in calls.items():
+            clock, work = time.perf_counter(), time.process_time()
+            call()
+            seconds = {f"{name}_s": time.perf_counter() - clock, f"{name}_cpu_s": time.process_time() - work}
+            if round_:
+                best |= {key: min(value, best.get(key, value)) for key, value in seconds.items()}
     return best
+
+
+def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Largest difference of the Gaussians' first colours, which no frame changes, over the largest of them."""
+    first, other = ours["colors"][:, 0], theirs["colors"][:, 0]
+    return float((first - other).abs().max() / other.abs().max())
+
+
+def normalised(cameras: Cameras) -> Cameras:
+    """As the published data loader leaves them: mean axes, largest coordinate 1."""
+    from scenetx.models.rays import mean_frame
+
+    return mean_frame(cameras, margin=1.0).of_cameras(cameras)
+
+
+def peak(options: argparse.Namespace, views: int, which: str) -> float:
+    """GiB of one forward with its weights, in a process of its own."""
+    words = ["--peak-of", which, "--views", str(views)]
+    words += ["--height", str(options.height), "--width", str(options.width)]
+    words += ["--published", str(options.published)] if options.published else []
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace, views: int, ours: Mvp, theirs: Any) -> dict[str, Any]:
+    pictures, cameras = ring(views, options.height, options.width)
+    calls = {"ours": our_forward(ours, pictures, cameras)}
+    row: dict[str, Any] = {"views": views}
+    if theirs is not None:
+        calls["published"] = published_forward(theirs, pictures, normalised(cameras))
+    with torch.inference_mode():
+        row |= timed(calls, options.times)
+        if theirs is not None:
+            row["ratio"], row["ratio_cpu"] = (row[f"ours{unit}"] / row[f"published{unit}"] for unit in ("_s", "_cpu_s"))
+            row["apart"] = apart(calls["ours"](), calls["published"]())
+    for name in calls:
+        row[f"{name}_peak_gib"] = peak(options, views, name)
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 def main() -> None:
@@ -90,26 +174,24 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--published", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--peak-of", choices=["ours", "published"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    ours = Mvp(MvpConfig()).eval()
-    theirs = published(options.published, options.height, options.width) if options.published else None
-    if theirs is not None:
-        ours.load_state_dict(from_published(theirs.state_dict()))
+    wanted = options.published if options.peak_of != "ours" else None
+    if options.peak_of == "published":
+        theirs = published(options.published, options.height, options.width)
+        pictures, cameras = ring(options.views[0], options.height, options.width)
+        call = published_forward(theirs, pictures, normalised(cameras))
+    else:
+        ours, theirs = models(wanted, options.height, options.width)
+        call = our_forward(ours, *ring(options.views[0], options.height, options.width))
+    if options.peak_of:
+        with torch.inference_mode():
+            call()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
     rows = []
     for views in options.views:
-        pictures, cameras = ring(views, options.height, options.width)
-        with torch.inference_mode():
-            row: dict[str, Any] = {"views": views}
-            row["seconds"] = seconds(lambda p=pictures, c=cameras: ours(p, c), options.times)  # type: ignore[misc]
-            row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            if theirs is not None:
-                row["published_seconds"] = seconds(
-                    lambda p=pictures, c=cameras: run_published(theirs, p, c),  # type: ignore[misc]
-                    options.times,
-                )
-                row["share"] = row["seconds"] / row["published_seconds"]
-        rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+        rows.append(measure(options, views, ours, theirs))
         print(rows[-1], flush=True)
     machine = {
         "machine": platform.processor() or platform.machine(),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +25,14 @@ from scenetx.fit.compress import (
 )
 from scenetx.fit.quantise import Quantiser
 from scenetx.geometry.fuse import FuseSettings, Mesh, cleanliness, fuse, without_crumbs
+from scenetx.io.least_turned import least_turned
 from scenetx.io.sog import read_sog, write_sog
 from scenetx.io.sog_steps import SogSteps, snap
+from scenetx.io.splat_formats import read_gaussians
 from scenetx.pipeline.compress import CompressPlan, compress, parse_target
 from scenetx.pipeline.export import export
 from scenetx.pipeline.mesh import write_mesh
+from scenetx.pipeline.page import splat_data
 from scenetx.splat import rasterize
 
 UP = torch.tensor([0.0, -1.0, 0.0])
@@ -166,6 +172,31 @@ def test_snapped_splats_are_stored_exactly(tmp_path):
     torch.testing.assert_close(back.sh[:, 0], kept.sh[:, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(back.sh[:, 1:], kept.sh[:, 1:], rtol=0, atol=0.02)
     assert ((back.quats * kept.quats).sum(-1).abs() > 0.999).float().mean() > 0.98
+
+
+def test_least_turned_splats_are_the_same_splats():
+    gaussians, _ = make_scene(300, degree=1, size=0.1)
+    gaussians.quats[0] = torch.tensor([0.0, 0, 0, -2])
+    turned = least_turned(gaussians)
+    torch.testing.assert_close(turned.covariances, gaussians.covariances, rtol=1e-4, atol=1e-6)
+    assert turned.quats[:, 0].min() >= math.cos(math.radians(62.8) / 2) - 0.02
+    assert torch.equal(least_turned(turned).quats, turned.quats)
+    assert torch.equal(turned.means, gaussians.means)
+    assert torch.equal(turned.sh, gaussians.sh)
+
+
+def test_the_first_half_for_a_viewer_shows_more_than_a_random_half():
+    """The viewer's splat budget draws the first splats of the page's file."""
+    scene = photographed(200)
+    data = splat_data(scene.gaussians)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.spz"
+        path.write_bytes(data.data)
+        ordered = read_gaussians(path)
+    assert len(ordered) == 200
+    chance = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    for share in (50, 100):
+        assert psnr(scene, ordered[:share]) > psnr(scene, ordered[chance[:share]]) + 1
 
 
 def test_rounding_hands_gradients_through():

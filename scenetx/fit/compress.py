@@ -23,6 +23,7 @@ from scenetx.fit.photometric import photometric_loss
 from scenetx.fit.quantise import Quantiser
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
+from scenetx.io.least_turned import least_turned
 from scenetx.io.sog_steps import SogSteps, snap
 from scenetx.splat import Backend, rasterize
 
@@ -170,7 +171,7 @@ class _Work:
         self.extent = viewing_distance(scene)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.order: list[int] = []
-        start = self.teacher[self.teacher.finite()]
+        start = least_turned(self.teacher[self.teacher.finite()])
         degree = start.sh_degree if settings.sh_degree is None else min(settings.sh_degree, start.sh_degree)
         self.table = trainable(replace(start, sh=start.sh[:, : (degree + 1) ** 2].contiguous()), selective=True)
         several = settings.exposure and len(self.views) > 1

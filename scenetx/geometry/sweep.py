@@ -2,7 +2,8 @@
 
 Collins 1996; fronto-parallel planes, evenly spaced in inverse depth over the range that sparse points show. A plane is
 scored by the zero-normalised cross-correlation of small windows, averaged over the better half of the neighbours, which
-tolerates what some of them do not see. Weak texture, shine and thin things stay unsure and are left to the filling.
+tolerates what some of them do not see; neighbouring pixels then agree on planes (`scenetx.geometry.smooth_planes`).
+Shine, thin things and wide bare surfaces stay unsure and are left to the filling.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d
 
 from scenetx.core import Cameras, InputError, Points, View, project, unproject
 from scenetx.core.cameras import pixel_grid
 from scenetx.geometry.lift import LiftSettings, nearest_views, trusted
+from scenetx.geometry.smooth_planes import aggregated
 
 LEAST_POINTS = 20  # a picture that shows fewer takes the range of all
 RANGE = (0.02, 0.98)  # quantiles of the points' depth ...
 WIDER = 1.3  # ... and by how much the planes reach beyond them
+OUTSIDE = -2.0  # what a picture says of what it does not show
 QUIET = 1e-4  # variance of a window, of grey in [0, 1], below which it says nothing
 
 
@@ -33,8 +36,8 @@ class SweepSettings:
     planes: int = 64
     neighbors: int = 4
     window: int = 7
-    least_score: float = 0.5
-    """Correlation below which a pixel's depth is not believed."""
+    least_score: float = 0.35
+    """Correlation, of the pixel or of those around it, below which its depth is not believed."""
 
     def __post_init__(self) -> None:
         if self.width < 32 or self.planes < 4 or self.neighbors < 1 or self.window < 3 or self.window % 2 == 0:
@@ -84,7 +87,8 @@ def sweep_one(
     near_far: tuple[float, float],
     settings: SweepSettings,
 ) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
-    """z-depth and correlation of every pixel of one grey picture against ``others``; between planes by a parabola."""
+    """z-depth of every pixel of one grey picture against ``others``, between planes by a parabola, and how well it
+    correlates: the pixel, or the mean around it where that is better."""
     grey, camera = small[index]
     inverse = torch.linspace(1 / near_far[1], 1 / near_far[0], settings.planes)
     mean, variance = _moments(grey[None], settings.window)
@@ -92,13 +96,18 @@ def sweep_one(
     for other in others:
         warped, inside = _warped(small[other], camera, grey.shape, inverse)
         scores.append(_correlation(grey, mean, variance, warped, inside, settings.window))
-    best = torch.stack(scores).sort(dim=0, descending=True).values[: (len(scores) + 1) // 2].mean(0)
-    score, plane = best.max(dim=0)
+    better = torch.stack(scores).sort(dim=0, descending=True).values[: (len(scores) + 1) // 2]
+    seen = (better > OUTSIDE).float()
+    best = (better * seen).sum(0) / seen.sum(0).clamp_min(1)  # 0 where nobody sees: no word for or against
+    cost = aggregated(1 - best, grey)
+    plane = cost.argmin(dim=0)
     inner = plane.clamp(1, settings.planes - 2)
-    before, at, after = (best.gather(0, (inner + step)[None])[0] for step in (-1, 0, 1))
+    before, at, after = (cost.gather(0, (inner + step)[None])[0] for step in (-1, 0, 1))
     bend = before - 2 * at + after
-    move = torch.where(bend < -1e-6, 0.5 * (before - after) / bend.clamp_max(-1e-6), 0.0).clamp(-0.5, 0.5)
+    move = torch.where(bend > 1e-6, 0.5 * (before - after) / bend.clamp_min(1e-6), 0.0).clamp(-0.5, 0.5)
     place = torch.where(inner == plane, plane + move, plane.float())
+    score = best.gather(0, plane[None])[0]
+    score = torch.maximum(score, _box(score[None], 2 * settings.window + 1)[0])
     step = inverse[1] - inverse[0]
     return 1 / (inverse[0] + place * step), score
 
@@ -219,12 +228,12 @@ def _correlation(
     inside: Float[Tensor, "d h w"],
     window: int,
 ) -> Float[Tensor, "d h w"]:
-    """In [-1, 1]; -1 outside the other picture, 0 where a window is flat."""
+    """In [-1, 1], 0 where a window is flat; `OUTSIDE` the other picture."""
     other_mean, other_variance = _moments(warped, window)
     covariance = _box(grey[None] * warped, window) - mean * other_mean
     loud = (variance > QUIET) & (other_variance > QUIET)
     score = torch.where(loud, covariance / (variance * other_variance).sqrt().clamp_min(QUIET), 0.0)
-    return torch.where(inside > 0, score.clamp(-1, 1), -1.0)
+    return torch.where(inside > 0, score.clamp(-1, 1), OUTSIDE)
 
 
 def _box(x: Float[Tensor, "d h w"], window: int) -> Float[Tensor, "d h w"]:
@@ -234,9 +243,17 @@ def _box(x: Float[Tensor, "d h w"], window: int) -> Float[Tensor, "d h w"]:
     return avg_pool2d(out, (window, 1), 1, (half, 0), count_include_pad=False)[:, 0]
 
 
-def _resized(depth: Float[Tensor, "_ _"], height: int, width: int) -> Float[Tensor, "h w"]:
-    """Nearest neighbour: depth does not blend over edges."""
-    return interpolate(depth[None, None], size=(height, width), mode="nearest")[0, 0].float()
+def _resized(depth: Float[Tensor, "_ _"], height: int, width: int, edge: float = 0.05) -> Float[Tensor, "h w"]:
+    """Inverse depth between pixels that are all known and differ by less than ``edge``, elsewhere the nearest: depth
+    does not blend over edges."""
+    size = (height, width)
+    nearest = interpolate(depth[None, None], size=size, mode="nearest")[0, 0].float()
+    inverse = torch.where(depth > 0, 1 / depth.clamp_min(1e-12), 0.0).float()[None, None]
+    between = interpolate(inverse, size=size, mode="bilinear", align_corners=False)[0, 0]
+    grown = torch.nn.functional.pad(inverse, (1, 1, 1, 1), mode="replicate")
+    high, low = max_pool2d(grown, 3, stride=1), -max_pool2d(-grown, 3, stride=1)
+    smooth = interpolate(((low > 0) & (high - low < edge * high)).float(), size=size, mode="nearest")[0, 0] > 0
+    return torch.where(smooth & (nearest > 0), 1 / between.clamp_min(1e-12), nearest)
 
 
 def _masked(depth: Float[Tensor, "h w"], view: View) -> Float[Tensor, "h w"]:

@@ -236,7 +236,7 @@ def _decode(path: Path, fetch: Fetch, meta_name: str) -> Gaussians:
     means = _means(meta["means"], reader)
     scales = _levels(meta["scales"], reader.rows(meta["scales"], 0)[:, :3], first)
     color = reader.rows(meta["sh0"], 0)
-    dc = _levels(meta["sh0"], color[:, :3], first)
+    dc = _levels(meta["sh0"], color[:, :3], first).astype(np.float32)
     if first:
         low, high = (meta["sh0"][end].numbers()[3:4] or (0.0,) for end in ("mins", "maxs"))
         with np.errstate(over="ignore"):
@@ -322,7 +322,7 @@ def _codebook(value: JsonValue) -> tuple[float, ...]:
 
 def _rest(meta: JsonValue, reader: _Pictures, first: bool) -> Float[np.ndarray, "n k 3"]:
     if "shN" not in meta or not reader.count:
-        return np.zeros((reader.count, 0, 3))
+        return np.zeros((reader.count, 0, 3), np.float32)
     part = meta["shN"]
     pixels = reader.load(part, 0, most=MOST_PALETTE * BANDS[3])
     wanted = {ROW * number: number for number in BANDS.values()}
@@ -335,7 +335,7 @@ def _rest(meta: JsonValue, reader: _Pictures, first: bool) -> Float[np.ndarray, 
     if labels.max() >= min(entries, pixels.shape[0] * ROW):
         raise InputError(part.where, f"names entry {labels.max()} of a palette of {entries}", AGAIN)
     table = _levels(part, np.ascontiguousarray(pixels.reshape(-1, number, 4)[:, :, :3]), first)
-    return table[labels]
+    return table.astype(np.float32)[labels]  # the largest part of a scene: never in float64
 
 
 def _unpack_quats(coded: UInt8[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

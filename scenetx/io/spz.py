@@ -141,14 +141,15 @@ def _unpack(raw: bytes, version: int, count: int, degree: int, bits: int, antial
         low, middle, high = np.moveaxis(plane(9).reshape(count, 3, 3), -1, 0).astype(np.int32)
         means = (((low | middle << 8 | high << 16) ^ 0x800000) - 0x800000) / 2.0**bits
     opacities = plane(1)[:, 0] / 255.0
-    dc = (plane(3) / 255.0 - 0.5) / COLOR_SCALE
+    dc = ((plane(3) / 255.0 - 0.5) / COLOR_SCALE).astype(np.float32)
     scales = np.exp(plane(3) / 16.0 - 10)
     quats = _unpack_quats(plane(4)) if version == 3 else _unpack_first_three(plane(3))
     every, kept = (degree + 1) ** 2 - 1, (min(degree, MAX_DEGREE) + 1) ** 2
-    rest = (plane(3 * every).reshape(count, every, 3)[:, : kept - 1] - 128.0) / 128
-    sh = np.concatenate([dc[:, None], rest], axis=1) * _sh_signs(min(degree, MAX_DEGREE))[:, None]
+    rest = (plane(3 * every).reshape(count, every, 3)[:, : kept - 1].astype(np.float32) - 128) / 128
+    signs = _sh_signs(min(degree, MAX_DEGREE)).astype(np.float32)
+    sh = np.concatenate([dc[:, None], rest], axis=1) * signs[:, None]
     arrays = (means * FLIP, quats, scales, opacities, sh)
-    tensors = [torch.from_numpy(array.astype(np.float32)) for array in arrays]
+    tensors = [torch.from_numpy(array.astype(np.float32, copy=False)) for array in arrays]
     return Gaussians(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], antialiased)
 
 

@@ -86,8 +86,14 @@ def merged(
     """
     if len(gaussians) <= most:
         return gaussians
-    labels = cells(gaussians.means.detach(), eyes, most)
-    count = int(labels.max()) + 1
+    return pooled(gaussians, weights, cells(gaussians.means.detach(), eyes, most), spread=spread)
+
+
+def pooled(
+    gaussians: Gaussians, weights: Float[Tensor, "g"], labels: Int[Tensor, "g"], *, spread: float = SPREAD
+) -> Gaussians:
+    """One Gaussian a label (0 to the largest, each in use) with the weighted mean and covariance of its members."""
+    count = int(labels.max()) + 1 if len(labels) else 0
     weights = weights.to(gaussians.means).clamp_min(1e-12)
     share = weights / weights.new_zeros(count).index_add(0, labels, weights)[labels]
 

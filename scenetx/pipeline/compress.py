@@ -17,6 +17,7 @@ from scenetx.fit import evaluate_views
 from scenetx.fit.compress import CompressSettings, compress_splats
 from scenetx.fit.quantise import Quantiser
 from scenetx.io.json_value import to_json
+from scenetx.io.least_turned import least_turned
 from scenetx.io.ply import write_splat_ply
 from scenetx.io.scene_dir import load_scene
 from scenetx.io.sog import write_sog
@@ -109,15 +110,14 @@ def compress(
         raise InputError(str(source), "has no splats", "run scenetx reconstruct without --no-splats first")
     work = _Bench(scene, Path(output) if output is not None else Path(source) / "compressed")
     work.start(scene.gaussians)
+    full = least_turned(scene.gaussians)  # the same splats, in numbers that pack better
     for index, kind in enumerate(plan.formats):
-        work.pack(scene.gaussians, kind, "full")
+        work.pack(full, kind, "full")
         report("compress", 0.2 * (index + 1) / len(plan.formats), f"packing {kind}")
-    best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(
-        scene.gaussians, "sog", "full"
-    )
+    best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(full, "sog", "full")
     if best.ratio < plan.target:
         room = work.points[0].bytes * SLACK / plan.target
-        keep = max(LEAST_KEEP, min(1.0, room / work.packed_size(scene.gaussians, plan.fit)))
+        keep = max(LEAST_KEEP, min(1.0, room / work.packed_size(full, plan.fit)))
         light, scores = _light(scene, replace(plan.fit, keep=keep), report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:

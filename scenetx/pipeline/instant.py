@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scenetx.core import Cameras, Gaussians, InputError, Scene, View
+from scenetx.core import Cameras, Gaussians, InputError, Scene
 from scenetx.fit import FitSettings, ViewScores
 from scenetx.fit.initialise import first_gaussians
-from scenetx.geometry.lift import LiftSettings, nearest_views
-from scenetx.geometry.sweep import SweepSettings, filled, in_free_space, sweep
+from scenetx.geometry.lift import LiftSettings
+from scenetx.geometry.sweep import SweepSettings, sweep
 from scenetx.models.mvp import Mvp
-from scenetx.models.pixel_splats import merged, pixel_gaussians
+from scenetx.models.pixel_splats import merged
 from scenetx.models.zoo import find, load_model
+from scenetx.pipeline.lifting import LiftedSettings, lifted, painted
 
 SplatsBy = Literal["fitted", "refined", "instant", "none"]
 METHODS = "splats"  # in metrics.json: what each way came to, side by side
@@ -38,15 +37,10 @@ class InstantSettings:
 
     model: str = ""
     """A model that answers with splats (mvp) instead of lifted depth; its weights must have been fetched."""
-    pixels: int = 1_500_000
-    """Pixels of all pictures together that are lifted, at most."""
-    hole: float = 0.02
-    """Weight of pixels whose depth was filled in from around."""
-    witnesses: int = 12
-    """Nearest pictures that are asked whether a filled pixel is in their way."""
     steps: float = 0.1
     """Of the fit's steps, those that refining takes."""
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    lifted: LiftedSettings = field(default_factory=LiftedSettings)
 
 
 def instant_splats(
@@ -75,55 +69,10 @@ def instant_splats(
         notes.append(f"{len(sized):,} splats are the sparse points at their spacing, not fitted: expect holes")
         return sized
     known = sum(float((view.depth > 0).float().mean()) for view in views if view.depth is not None) / len(views)
-    gaussians = lifted(views, fit.max_splats, settings)
+    gaussians = lifted(views, fit.max_splats, settings.lifted)
+    gaussians = painted(gaussians, scene.training, settings.lifted, width=fit.width, backend=fit.backend)
     notes.append(f"{len(gaussians):,} splats lifted from {origin} ({100 * known:.0f}% of the pixels), not fitted")
     return gaussians
-
-
-def lifted(views: Sequence[View], most: int, settings: InstantSettings) -> Gaussians:
-    """The views' pixels as Gaussians, merged into at most ``most``.
-
-    Holes in a picture's depth are filled from around, count little, and only where no other picture looks through.
-    """
-    area = sum(view.height * view.width for view in views)
-    share = min(1.0, (settings.pixels / area) ** 0.5)
-    shots = [_reduced(view, share) for view in views]
-    known = [shot.depth for shot in shots]
-    cameras = [shot.camera for shot in shots]
-    parts, weights = [], []
-    for index, shot in enumerate(shots):
-        depth = filled(shot.depth)
-        others = nearest_views(cameras, index, settings.witnesses)
-        guessed = (shot.depth == 0) & (depth > 0)
-        refused = guessed & in_free_space(depth, known, cameras, index, others)
-        depth = torch.where(refused | ~shot.used, 0.0, depth)
-        parts.append(pixel_gaussians(shot.image[None], depth[None], shot.camera))
-        weights.append(torch.where(guessed, settings.hole, 1.0)[depth > 0])
-    eyes = torch.cat([camera.centers for camera in cameras])
-    return merged(Gaussians.cat(parts), torch.cat(weights), eyes, most)
-
-
-@dataclass(frozen=True)
-class _Shot:
-    """A view at the size at which it is lifted."""
-
-    image: Float[Tensor, "h w 3"]
-    depth: Float[Tensor, "h w"]
-    used: Bool[Tensor, "h w"]
-    camera: Cameras
-
-
-def _reduced(view: View, share: float) -> _Shot:
-    assert view.camera is not None
-    assert view.depth is not None
-    height, width = max(1, round(view.height * share)), max(1, round(view.width * share))
-    depth = interpolate(view.depth[None, None].float(), size=(height, width), mode="nearest")[0, 0]
-    image = interpolate(view.image.permute(2, 0, 1)[None].float() / 255, size=(height, width), mode="area")
-    used = torch.ones(height, width, dtype=torch.bool)
-    if view.mask is not None:
-        used = interpolate(view.mask[None, None].float(), size=(height, width), mode="area")[0, 0] > 0.5
-    camera = view.camera.to(torch.float32).resized(height, width)
-    return _Shot(image[0].permute(1, 2, 0), depth, used, camera)
 
 
 def _by_model(scene: Scene, settings: InstantSettings, fit: FitSettings, notes: list[str]) -> Gaussians:
