@@ -1,36 +1,46 @@
 """The viewer's frame cost in software rendering against three's own splat renderer: same splats, flight and window.
 
-    python benchmarks/viewer.py [--splats 200000] [--frames 40] [--updates 1000]
+    python benchmarks/viewer.py [--splats 200000] [--frames 12] [--updates 1000]
 
-Needs Chromium, playwright and Node (scripts/build-viewer). Prints a JSON line and writes benchmarks/viewer.json; ratio
-is ours over theirs, below 1 is faster. Then so many live updates on one page, a hundredth of the splats each: the
-script's heap after a hundredth of them and at the end.
+Needs Chromium, playwright and Node (scripts/build-viewer). Both pages are open in one browser and draw in turn, ours
+and theirs from each camera; a frame ends when a pixel of it can be read, and ours has its splats in their own order.
+Prints a JSON line and writes benchmarks/viewer.json: medians of milliseconds and of the processors' seconds (which
+other programs on the machine disturb less), ratios of ours over theirs (below 1 is faster), PSNR of both pictures to
+the CPU rasterizer's. Then so many live updates on one page, a hundredth of the splats each: the script's heap after a
+hundredth of them and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from viewer_page import Page, chromium  # noqa: E402
+from viewer_page import Page, chromium, psnr  # noqa: E402
 
-from scenetx.core import Gaussians, Scene  # noqa: E402
+from scenetx.core import Cameras, Gaussians, Scene  # noqa: E402
 from scenetx.core.cameras import look_at  # noqa: E402
 from scenetx.pipeline.page import contents_of, write_page  # noqa: E402
+from scenetx.splat import rasterize  # noqa: E402
 
 WINDOW = {"width": 800, "height": 600}
 FOV = 50.0
@@ -59,24 +69,84 @@ def flight(frames: int) -> list[list[float]]:
     return [(pose @ flip).T.flatten().tolist() for pose in poses]
 
 
-OURS = """async ([matrices, tan]) => {
-  const { stage, controls } = scenetx;
-  for (const name of ["points", "frustums", "grid"]) scenetx.panel.switches[name].set(false);
+OURS = """async ([matrix, tan]) => {
+  const { stage } = scenetx;
   const Matrix = stage.camera.matrix.constructor, Vector = stage.eye.position.constructor;
-  const Turn = stage.eye.quaternion.constructor, times = [];
-  stage.adapt = () => undefined;  // all pixels in every frame
-  let last = performance.now();
-  for (const each of matrices) {
-    const position = new Vector(), quaternion = new Turn();
-    new Matrix().fromArray(each).decompose(position, quaternion, new Vector());
-    stage.look({ position, quaternion, distance: 3, lens: { tanX: tan, tanY: tan, shiftX: 0, shiftY: 0 } });
-    await new Promise((done) => requestAnimationFrame(done));
-    const now = performance.now();
-    times.push(now - last);
-    last = now;
-  }
-  return times;
+  const position = new Vector(), quaternion = new stage.eye.quaternion.constructor();
+  new Matrix().fromArray(matrix).decompose(position, quaternion, new Vector());
+  const context = stage.renderer.getContext(), start = performance.now();
+  await stage.steady({ position, quaternion, distance: 3, lens: { tanX: tan, tanY: tan, shiftX: 0, shiftY: 0 } });
+  context.readPixels(0, 0, 1, 1, context.RGBA, context.UNSIGNED_BYTE, new Uint8Array(4));
+  return performance.now() - start;
 }"""
+BARE = """(() => {
+  for (const name of ["points", "frustums", "grid"]) scenetx.panel.switches[name].set(false);
+  scenetx.stage.background("#000000");
+})()"""
+# Drawn and copied in one go: a canvas may be empty once the browser has shown it.
+COPY = """async (given) => {
+  await (DRAW)(given);
+  const source = document.querySelector("canvas"), copy = document.createElement("canvas");
+  [copy.width, copy.height] = [source.width, source.height];
+  copy.getContext("2d").drawImage(source, 0, 0);
+  return copy.toDataURL("image/png").split(",")[1];
+}"""
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started, and theirs."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split() if folder.name.isdigit() else []
+        except OSError:
+            continue
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+    open_, total = [os.getpid()], 0
+    while open_:
+        below = children.get(open_.pop(), [])
+        total += sum(ticks[child] for child in below)
+        open_ += below
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Side:
+    """A page, how it draws a frame, and what its frames have cost."""
+
+    page: Page
+    draw: str
+    given: Callable[[list[float]], Any]
+    milliseconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def frame(self, matrix: list[float]) -> None:
+        self.page.page.bring_to_front()
+        before = processor_seconds()
+        self.milliseconds.append(self.page.page.evaluate(self.draw, self.given(matrix)))
+        self.seconds.append(processor_seconds() - before)
+
+    def likeness(self, matrix: list[float], wanted: torch.Tensor) -> float:
+        code = COPY.replace("DRAW", self.draw)
+        data = base64.b64decode(self.page.page.evaluate(code, self.given(matrix)))
+        seen = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+        return round(psnr(seen, wanted), 2)
+
+
+def ours_by_cpu(splats: Gaussians, matrix: list[float]) -> torch.Tensor:
+    """The rasterizer's picture from a camera of the flight, uint8."""
+    flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
+    pose = torch.tensor(matrix, dtype=torch.float64).reshape(4, 4).T @ flip
+    height, width = WINDOW["height"], WINDOW["width"]
+    focal = height / 2 / math.tan(math.radians(FOV / 2))
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float64)
+    with torch.no_grad():
+        camera = Cameras(pose[None], K[None], height, width).to(torch.float32)
+        rgb = rasterize(splats, camera, backend="cpu").rgb[0]
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def growth(browser: Any, splats: int, updates: int) -> dict[str, Any]:
@@ -99,7 +169,7 @@ def growth(browser: Any, splats: int, updates: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splats", type=int, default=200_000)
-    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--updates", type=int, default=1000)
     chosen = parser.parse_args()
     subprocess.run(
@@ -122,16 +192,25 @@ def main() -> None:
         start = time.perf_counter()
         page = Page(browser, mine.as_uri(), WINDOW).ready()
         opened = time.perf_counter() - start
-        ours = page.page.evaluate(OURS, [matrices, math.tan(math.radians(FOV / 2))])
-        page.close()
-        page = Page(browser, native.as_uri(), WINDOW)
+        page.js(BARE)
+        tan = math.tan(math.radians(FOV / 2))
+        ours = Side(page, OURS, lambda matrix: [matrix, tan])
+        theirs = Side(Page(browser, native.as_uri(), WINDOW), "(matrix) => frame(matrix)", lambda matrix: matrix)
         file = base64.b64encode(splats.data).decode()
-        theirs = page.page.evaluate("(flight) => fly(flight)", {"file": file, "matrices": matrices, "fov": FOV})
-        page.page.screenshot(path=str(Path(tempfile.gettempdir()) / "viewer-native.png"))
-        page.close()
+        theirs.page.page.set_default_timeout(0)
+        theirs.page.page.evaluate("([file, fov]) => openNative(file, fov)", [file, FOV])
+        assert scene.gaussians is not None
+        wanted = ours_by_cpu(scene.gaussians, matrices[0])
+        # The first frames compile shaders, too.
+        likeness = [side.likeness(matrices[0], wanted) for side in (ours, theirs)]
+        for matrix in matrices:
+            for side in (ours, theirs):
+                side.frame(matrix)
+        ours.page.close()
+        theirs.page.close()
         live = growth(browser, chosen.splats // 100, chosen.updates)
-    # The first frames compile shaders and sort for the first time.
-    ours_ms, theirs_ms = (statistics.mean(times[5:]) for times in (ours, theirs))
+    ours_ms, theirs_ms = (statistics.median(side.milliseconds) for side in (ours, theirs))
+    ours_s, theirs_s = (statistics.median(side.seconds) for side in (ours, theirs))
     result = {
         "splats": chosen.splats,
         "window": f"{WINDOW['width']}x{WINDOW['height']}",
@@ -140,6 +219,11 @@ def main() -> None:
         "ours_ms": round(ours_ms, 1),
         "three_ms": round(theirs_ms, 1),
         "ratio": round(ours_ms / theirs_ms, 3),
+        "ours_processor_s": round(ours_s, 2),
+        "three_processor_s": round(theirs_s, 2),
+        "processor_ratio": round(ours_s / theirs_s, 3),
+        "ours_psnr": likeness[0],
+        "three_psnr": likeness[1],
         "live": live,
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

@@ -14,7 +14,7 @@ export default defineConfig({
     lib: { entry: "src/main.ts", formats: ["iife"], name: "scenetxViewer", fileName: () => "viewer.js" },
     reportCompressedSize: false,
     rolldownOptions: {
-      output: { postBanner: `/*! The scenetx viewer, Apache-2.0. It contains:\n\n${["three", "@sparkjsdev/spark"].map(licence).join("\n\n")}\n*/` },
+      output: { postBanner: `/*! The scenetx viewer, Apache-2.0. It contains:\n\n${["three"].map(licence).join("\n\n")}\n*/` },
     },
   },
 });

@@ -2,7 +2,8 @@
 import { Quaternion, Vector3 } from "three";
 import { button, count, download, el, section, slider } from "./dom";
 import type { Drawing } from "./overlay";
-import { cut, isInside, tableOf } from "./splatfile";
+import { isInside } from "./pick";
+import { cut, tableOf } from "./splatfile";
 import type { Box, SplatLayer } from "./splats";
 import type { Stage } from "./stage";
 

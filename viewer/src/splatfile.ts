@@ -1,13 +1,12 @@
-// Splat files read in the page: to find the surface under the pointer, and to cut out a part without loss.
-import { Quaternion, Vector3 } from "three";
+// Splat files read in the page: to draw them, to find the surface under the pointer, to cut out a part without loss.
 import type { SplatData } from "./messages";
-import type { Box } from "./splats";
 
 const SPZ_HEADER = 16;
 const SPZ_MAGIC = 0x5053474e;
-const FAINT = 1 / 255;
+export const MOST_DEGREE = 3;
+const DC_TO_BYTE = 0.15 * 255; // SPZ's scale of the DC term
 
-/** What picking and cropping need of every splat, in the world frame. */
+/** A file's splats in the world frame. */
 export interface SplatTable {
   readonly count: number;
   readonly positions: Float32Array;
@@ -15,14 +14,29 @@ export interface SplatTable {
   /** x, y, z, w. */
   readonly quaternions: Float32Array;
   readonly opacities: Float32Array;
+  /** The DC term as SPZ keeps it: (byte / 255 - 0.5) / 0.15. */
+  readonly colors: Uint8Array | Uint8ClampedArray;
+  /** Higher terms up to ``degree``, red, green, blue of each: (byte - 128) / 128. */
+  readonly sh: Uint8Array | Uint8ClampedArray;
+  readonly degree: number;
+  /** The terms are those of directions with y and z turned round. */
+  readonly turned: boolean;
 }
+
+type File = Pick<SplatData, "format" | "data">;
 
 interface Spz {
   readonly raw: Uint8Array<ArrayBuffer>;
+  readonly version: number;
   readonly count: number;
+  readonly degree: number;
   readonly bits: number;
   /** Bytes a splat in each plane: positions, opacity, colour, scales, rotation, SH. */
   readonly widths: readonly [number, number, number, number, number, number];
+}
+
+export function terms(degree: number): number {
+  return (degree + 1) ** 2 - 1;
 }
 
 async function pipe(data: Uint8Array, through: GenericTransformStream): Promise<Uint8Array<ArrayBuffer>> {
@@ -32,55 +46,104 @@ async function pipe(data: Uint8Array, through: GenericTransformStream): Promise<
 
 async function openSpz(data: Uint8Array): Promise<Spz> {
   const raw = await pipe(data, new DecompressionStream("gzip"));
+  if (raw.length < SPZ_HEADER) throw new Error("the SPZ file is cut short");
   const header = new DataView(raw.buffer);
   const version = header.getUint32(4, true);
-  if (header.getUint32(0, true) !== SPZ_MAGIC || version !== 3) throw new Error("this is no SPZ file of version 3");
   const count = header.getUint32(8, true);
   const degree = header.getUint8(12);
-  const widths = [9, 1, 3, 3, 4, 3 * ((degree + 1) ** 2 - 1)] as const;
+  if (header.getUint32(0, true) !== SPZ_MAGIC || version < 1 || version > 3 || degree > 4) throw new Error("this is no SPZ file of version 1 to 3");
+  const widths = [version === 1 ? 6 : 9, 1, 3, 3, version === 3 ? 4 : 3, 3 * terms(degree)] as const;
   const size = SPZ_HEADER + count * widths.reduce((sum, width) => sum + width, 0);
   if (raw.length < size) throw new Error(`the SPZ file is cut short: ${raw.length} of ${size} bytes`);
-  return { raw, count, bits: header.getUint8(13), widths };
+  return { raw, version, count, degree, bits: header.getUint8(13), widths };
 }
 
 /** SPZ's axes are right, up, back: y and z change sign. */
-function tableOfSpz({ raw, count, bits, widths }: Spz): SplatTable {
-  const positions = new Float32Array(count * 3);
-  const scales = new Float32Array(count * 3);
-  const quaternions = new Float32Array(count * 4);
+function tableOfSpz(spz: Spz): SplatTable {
+  const { raw, count, widths } = spz;
+  const starts = widths.map((_, plane) => SPZ_HEADER + count * widths.slice(0, plane).reduce((sum, width) => sum + width, 0)) as [number, number, number, number, number, number];
+  const [placesAt, opacitiesAt, colorsAt, scalesAt, turnsAt, shAt] = starts;
   const opacities = new Float32Array(count);
-  const view = new DataView(raw.buffer);
+  const scales = new Float32Array(count * 3);
+  const scaleOf = Float32Array.from({ length: 256 }, (_, byte) => Math.exp(byte / 16 - 10));
+  for (let i = 0; i < count; i++) opacities[i] = (raw[opacitiesAt + i] ?? 0) / 255;
+  for (let i = 0; i < count * 3; i++) scales[i] = scaleOf[raw[scalesAt + i] ?? 0] ?? 0;
+  const degree = Math.min(spz.degree, MOST_DEGREE);
+  return {
+    count,
+    positions: placesOf(spz, placesAt),
+    scales,
+    quaternions: turnsOf(spz, turnsAt),
+    opacities,
+    colors: raw.subarray(colorsAt, colorsAt + count * 3),
+    sh: firstTerms(raw.subarray(shAt, shAt + count * widths[5]), widths[5], 3 * terms(degree)),
+    degree,
+    turned: true,
+  };
+}
+
+function placesOf({ raw, version, count, bits }: Spz, at: number): Float32Array {
+  const places = new Float32Array(count * 3);
   const step = 2 ** -bits;
-  let at = SPZ_HEADER;
   for (let i = 0; i < count * 3; i++) {
-    const fixed = (view.getUint8(at + i * 3) << 8) | (view.getUint8(at + i * 3 + 1) << 16) | (view.getUint8(at + i * 3 + 2) << 24);
-    positions[i] = (fixed >> 8) * step * (i % 3 === 0 ? 1 : -1);
+    const from = at + i * (version === 1 ? 2 : 3);
+    const [low = 0, middle = 0, high = 0] = [raw[from], raw[from + 1], raw[from + 2]];
+    const value = version === 1 ? half(low | (middle << 8)) : (((low << 8) | (middle << 16) | (high << 24)) >> 8) * step;
+    places[i] = i % 3 === 0 ? value : -value;
   }
-  at += count * widths[0];
-  for (let i = 0; i < count; i++) opacities[i] = view.getUint8(at + i) / 255;
-  at += count * (widths[1] + widths[2]);
-  for (let i = 0; i < count * 3; i++) scales[i] = Math.exp(view.getUint8(at + i) / 16 - 10);
-  at += count * widths[3];
-  for (let i = 0; i < count; i++) quaternions.set(smallestThree(view.getUint32(at + i * 4, true)), i * 4);
-  return { count, positions, scales, quaternions, opacities };
+  return places;
+}
+
+function half(bits: number): number {
+  const exponent = (bits >> 10) & 31;
+  const share = (bits & 1023) / 1024;
+  const size = exponent === 0 ? share * 2 ** -14 : exponent === 31 ? Number.NaN : (1 + share) * 2 ** (exponent - 15);
+  return bits & 0x8000 ? -size : size;
+}
+
+function turnsOf({ raw, version, count }: Spz, at: number): Float32Array {
+  const turns = new Float32Array(count * 4);
+  const view = new DataView(raw.buffer);
+  for (let i = 0; i < count; i++) {
+    if (version === 3) smallestThree(view.getUint32(at + i * 4, true), turns, i * 4);
+    else firstThree(raw, at + i * 3, turns, i * 4);
+  }
+  return turns;
 }
 
 /** 2 bits say which of x, y, z, w is largest, then sign and 9 bits of each other one. */
-function smallestThree(packed: number): [number, number, number, number] {
+function smallestThree(packed: number, out: Float32Array, at: number): void {
   const largest = packed >>> 30;
-  const out: [number, number, number, number] = [0, 0, 0, 0];
   let rest = packed;
   let squares = 0;
-  for (const index of [3, 2, 1, 0]) {
+  for (let index = 3; index >= 0; index--) {
     if (index === largest) continue;
     const size = (rest & 511) / (511 * Math.SQRT2);
     const value = (rest & 512) === 0 ? size : -size;
-    out[index] = index === 1 || index === 2 ? -value : value;
+    out[at + index] = index === 1 || index === 2 ? -value : value;
     squares += value * value;
     rest >>>= 10;
   }
   const missing = Math.sqrt(Math.max(0, 1 - squares));
-  out[largest] = largest === 1 || largest === 2 ? -missing : missing;
+  out[at + largest] = largest === 1 || largest === 2 ? -missing : missing;
+}
+
+function firstThree(raw: Uint8Array, from: number, out: Float32Array, at: number): void {
+  let squares = 0;
+  for (let index = 0; index < 3; index++) {
+    const value = (raw[from + index] ?? 0) / 127.5 - 1;
+    out[at + index] = index === 0 ? value : -value;
+    squares += value * value;
+  }
+  out[at + 3] = Math.sqrt(Math.max(0, 1 - squares));
+}
+
+/** The first ``kept`` of ``width`` bytes a splat. */
+function firstTerms(plane: Uint8Array, width: number, kept: number): Uint8Array {
+  if (width === kept) return plane;
+  const count = plane.length / width;
+  const out = new Uint8Array(count * kept);
+  for (let i = 0; i < count; i++) out.set(plane.subarray(i * width, i * width + kept), i * kept);
   return out;
 }
 
@@ -114,79 +177,57 @@ function tableOfPly(data: Uint8Array): SplatTable {
     if (offset === undefined) throw new Error(`the PLY file has no ${name}`);
     return (i: number) => view.getFloat32(body + i * stride + offset, true);
   };
-  const gather = (names: readonly string[], change: (value: number) => number) => {
-    const out = new Float32Array(count * names.length);
-    names.map(column).forEach((read, j) => {
-      for (let i = 0; i < count; i++) out[i * names.length + j] = change(read(i));
-    });
-    return out;
-  };
+  const gather = (names: readonly string[], change: (value: number) => number) => fill(new Float32Array(count * names.length), names.map(column), change);
+  const degree = Math.min(MOST_DEGREE, Math.sqrt([...columns.keys()].filter((name) => name.startsWith("f_rest_")).length / 3 + 1) - 1);
+  if (!Number.isInteger(degree)) throw new Error("the PLY file's f_rest columns are not those of whole SH bands");
+  const every = [...columns.keys()].filter((name) => name.startsWith("f_rest_")).length / 3;
+  const rest = Array.from({ length: terms(degree) * 3 }, (_, i) => `f_rest_${(i % 3) * every + Math.floor(i / 3)}`);
   return {
     count,
     positions: gather(["x", "y", "z"], (value) => value),
     scales: gather(["scale_0", "scale_1", "scale_2"], Math.exp),
     quaternions: gather(["rot_1", "rot_2", "rot_3", "rot_0"], (value) => value),
     opacities: gather(["opacity"], (value) => 1 / (1 + Math.exp(-value))),
+    colors: fill(new Uint8ClampedArray(count * 3), ["f_dc_0", "f_dc_1", "f_dc_2"].map(column), (value) => value * DC_TO_BYTE + 127.5),
+    sh: fill(new Uint8ClampedArray(count * rest.length), rest.map(column), (value) => value * 128 + 128),
+    degree,
+    turned: false,
   };
 }
 
-const tables = new WeakMap<SplatData, Promise<SplatTable>>();
+function fill<T extends Float32Array | Uint8ClampedArray>(out: T, columns: readonly ((i: number) => number)[], change: (value: number) => number): T {
+  const width = columns.length;
+  columns.forEach((read, j) => {
+    for (let i = 0; i * width < out.length; i++) out[i * width + j] = change(read(i));
+  });
+  return out;
+}
+
+export async function readSplats(file: File): Promise<SplatTable> {
+  return file.format === "spz" ? tableOfSpz(await openSpz(file.data)) : tableOfPly(file.data);
+}
+
+const tables = new WeakMap<File, Promise<SplatTable>>();
 
 /** Decoded once a file, when first asked for. */
-export function tableOf(file: SplatData): Promise<SplatTable> {
+export function tableOf(file: File): Promise<SplatTable> {
   let table = tables.get(file);
   if (!table) {
-    table = file.format === "spz" ? openSpz(file.data).then(tableOfSpz) : Promise.resolve().then(() => tableOfPly(file.data));
+    table = readSplats(file);
     tables.set(file, table);
   }
   return table;
 }
 
 /** What the file says of itself: fitted with the screen filter's opacity compensation (Mip-Splatting)? */
-export async function isAntialiased(file: SplatData): Promise<boolean> {
+export async function isAntialiased(file: File): Promise<boolean> {
   if (file.format === "ply") return /SplatRenderMode: mip|antialiased 1/.test(new TextDecoder("latin1").decode(file.data.subarray(0, 4096)));
   const { raw } = await openSpz(file.data);
   return ((raw[14] ?? 0) & 1) === 1;
 }
 
-/** Where along the ray half of the light is stopped (the median depth); null where less than half is. */
-export function pickSplat(table: SplatTable, origin: Vector3, direction: Vector3, keep: (index: number) => boolean): Vector3 | null {
-  const hits: { along: number; alpha: number }[] = [];
-  const offset = new Vector3();
-  const local = new Vector3();
-  const turned = new Quaternion();
-  for (let i = 0; i < table.count; i++) {
-    const opacity = table.opacities[i] ?? 0;
-    offset.fromArray(table.positions, i * 3).sub(origin);
-    const along = offset.dot(direction);
-    const [a = 0, b = 0, c = 0] = table.scales.subarray(i * 3, i * 3 + 3);
-    const reach = 3 * Math.max(a, b, c);
-    if (opacity < FAINT || along < -reach || offset.lengthSq() - along * along > reach * reach || !keep(i)) continue;
-    turned.fromArray(table.quaternions, i * 4).normalize().invert();
-    offset.applyQuaternion(turned).divide(local.set(a, b, c));
-    local.copy(direction).applyQuaternion(turned).divide(new Vector3(a, b, c));
-    const nearest = offset.dot(local) / local.lengthSq();
-    const power = local.multiplyScalar(nearest).sub(offset).lengthSq();
-    const alpha = opacity * Math.exp(-0.5 * power);
-    if (nearest > 0 && alpha > FAINT) hits.push({ along: nearest, alpha });
-  }
-  hits.sort((one, two) => one.along - two.along);
-  let light = 1;
-  for (const { along, alpha } of hits) {
-    light *= 1 - alpha;
-    if (light < 0.5) return origin.clone().addScaledVector(direction, along);
-  }
-  return null;
-}
-
-export function isInside(box: Box, positions: Float32Array, index: number): boolean {
-  const [x = 0, y = 0, z = 0] = positions.subarray(index * 3, index * 3 + 3);
-  const offset = new Vector3(x, y, z).sub(box.center);
-  return box.axes.every((axis, i) => Math.abs(offset.dot(axis)) <= box.half.getComponent(i));
-}
-
 /** The file with the splats of ``kept`` only, bit for bit as they were. */
-export async function cut(file: SplatData, kept: readonly number[]): Promise<Uint8Array<ArrayBuffer>> {
+export async function cut(file: File, kept: readonly number[]): Promise<Uint8Array<ArrayBuffer>> {
   if (file.format === "ply") return cutPly(file.data, kept);
   const { raw, count, widths } = await openSpz(file.data);
   const out = new Uint8Array(SPZ_HEADER + kept.length * widths.reduce((sum, width) => sum + width, 0));

@@ -1,7 +1,10 @@
-// The splats: Spark draws them; opacity filter, budget and crop preview happen in its per-splat program.
-import { dyno, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
-import { Vector3 } from "three";
+// The splats: kept and put in order by a worker, drawn by splatdraw.ts; opacity filter, budget and crop choose what is put in order.
+import { Matrix4, type Vector3 } from "three";
 import type { SplatData } from "./messages";
+import { SplatDrawing } from "./splatdraw";
+import { MOST_DEGREE } from "./splatfile";
+import type { Sight } from "./splatsort";
+import { SplatWork } from "./splatwork";
 import type { Stage } from "./stage";
 
 /** A box in world units; ``axes`` are unit vectors, ``half`` half its sides. */
@@ -15,124 +18,138 @@ export class SplatLayer {
   /** The file as it came: cropping and picking read it. */
   file: SplatData | null = null;
   count = 0;
-  private mesh: SplatMesh | null = null;
+  private drawing: SplatDrawing | null = null;
+  private readonly work = new SplatWork();
   private generation = 0;
-  private budget = Number.POSITIVE_INFINITY;
+  private drawn = 0;
+  private filter = { budget: Number.MAX_SAFE_INTEGER, leastOpacity: 0, box: [] as number[] };
+  private degree = MOST_DEGREE;
   private shown = true;
-  private readonly least = dyno.dynoFloat(0);
-  private readonly boxCenter = dyno.dynoVec3(new Vector3());
-  private readonly boxAxes = [0, 1, 2].map(() => dyno.dynoVec3(new Vector3())) as [Uniform3, Uniform3, Uniform3];
+  /** What the order that is drawn, and the one that is being made, were asked for. */
+  private ordered = "";
+  private ordering: Promise<void> | null = null;
+  private spare: Uint32Array<ArrayBuffer> | null = null;
 
-  constructor(private readonly stage: Stage) {}
+  constructor(private readonly stage: Stage) {
+    stage.beforeDraw.add(() => this.prepare());
+    stage.settling.add(() => this.settle());
+  }
 
   /** Replaces what is shown once the new splats are ready; a newer call wins over one that is still at work. */
   async load(file: SplatData): Promise<void> {
     const generation = ++this.generation;
-    const mesh = new SplatMesh({
-      fileBytes: file.data.slice(),
-      fileType: file.format === "spz" ? SplatFileType.SPZ : SplatFileType.PLY,
-      extSplats: true,
-      raycastable: false,
-      editable: false,
+    const packed = await this.work.load(generation, file).catch((error: unknown) => {
+      throw new Error(`the splats cannot be read (${error instanceof Error ? error.message : String(error)}); export the scene again`, { cause: error });
     });
-    try {
-      await mesh.initialized;
-    } catch (error) {
-      mesh.dispose();
-      throw new Error(`the splats cannot be read (${String(error instanceof Error ? error.message : error)}); export the scene again`, {
-        cause: error,
-      });
-    }
-    if (generation !== this.generation) {
-      mesh.dispose();
+    if (generation !== this.generation) return;
+    const drawing = new SplatDrawing(packed);
+    const key = this.key();
+    const { order, count } = await this.work.sort(generation, this.sight(), this.filter, drawing.setOrder(new Uint32Array(), 0));
+    if (generation !== this.generation || count === null) {
+      drawing.dispose();
       return;
     }
-    // SPZ's axes are right, up, back; the world's are right, down, forward.
-    if (file.format === "spz") mesh.quaternion.set(1, 0, 0, 0);
-    mesh.worldModifier = this.modifier();
+    drawing.setOrder(order, count);
     this.remove();
-    this.mesh = mesh;
+    this.drawing = drawing;
+    this.drawn = generation;
+    this.ordered = key;
+    this.spare = new Uint32Array(order.length);
     this.file = file;
-    this.count = mesh.extSplats?.numSplats ?? 0;
-    this.stage.spark.preBlurAmount = file.antialiased ? 0 : 0.3;
-    this.stage.spark.blurAmount = file.antialiased ? 0.3 : 0;
-    this.stage.world.add(mesh);
-    this.applyBudget();
-    mesh.visible = this.shown;
+    this.count = packed.count;
+    this.stage.world.add(drawing.mesh);
+    drawing.mesh.updateMatrixWorld();
+    drawing.mesh.visible = this.shown;
     this.stage.draw();
   }
 
   show(shown: boolean): void {
     this.shown = shown;
-    if (this.mesh) this.mesh.visible = shown;
+    if (this.drawing) this.drawing.mesh.visible = shown;
     this.stage.draw();
   }
 
   /** At most so many splats, the most important ones. */
   setBudget(budget: number): void {
-    this.budget = budget;
-    this.applyBudget();
+    this.choose({ budget: Math.min(budget, Number.MAX_SAFE_INTEGER) });
   }
 
   /** Splats fainter than this are not shown. */
-  setLeastOpacity(opacity: number): void {
-    this.least.value = opacity;
-    this.changed();
+  setLeastOpacity(leastOpacity: number): void {
+    this.choose({ leastOpacity });
   }
 
   setMaxSh(degree: number): void {
-    if (!this.mesh) return;
-    this.mesh.maxSh = degree;
-    this.mesh.updateGenerator();
+    this.degree = degree;
     this.stage.draw();
   }
 
   /** Shows only what is inside; null = everything. */
   setBox(box: Box | null): void {
-    const unit = this.stage.unit;
-    this.boxCenter.value.set(0, 0, 0);
-    for (const axis of this.boxAxes) axis.value.set(0, 0, 0);
-    if (box) {
-      this.boxCenter.value.copy(box.center).multiplyScalar(unit);
-      const half = box.half.toArray();
-      box.axes.forEach((axis, i) => this.boxAxes[i]?.value.copy(axis).divideScalar((half[i] ?? 1) * unit));
-    }
-    this.changed();
+    const half = box?.half.toArray() ?? [];
+    this.choose({ box: box ? [...box.center.toArray(), ...box.axes.flatMap((axis, i) => axis.clone().divideScalar(half[i] || 1).toArray())] : [] });
   }
 
-  private applyBudget(): void {
-    const splats = this.mesh?.extSplats;
-    if (splats) splats.numSplats = Math.min(this.count, this.budget);
-    this.changed();
-  }
-
-  private changed(): void {
-    this.mesh?.updateVersion();
+  private choose(change: Partial<typeof this.filter>): void {
+    this.filter = { ...this.filter, ...change };
     this.stage.draw();
   }
 
-  private remove(): void {
-    if (!this.mesh) return;
-    this.stage.world.remove(this.mesh);
-    this.mesh.dispose();
-    this.mesh = null;
+  private prepare(): void {
+    if (!this.drawing || !this.shown) return;
+    this.drawing.project(this.stage.renderer, this.stage.camera, { degree: this.degree, antialiased: this.file?.antialiased ?? false });
+    if (this.key() !== this.ordered) this.order();
   }
 
-  /** Opacity 0 for what is too faint or outside the box; Spark then leaves it out of sorting and drawing. */
-  private modifier() {
-    const zero = dyno.dynoConst("float", 0);
-    const one = dyno.dynoConst("float", 1);
-    return dyno.dynoBlock({ gsplat: dyno.Gsplat }, { gsplat: dyno.Gsplat }, ({ gsplat }) => {
-      if (!gsplat) throw new Error("no splat");
-      const { center, opacity } = dyno.splitGsplat(gsplat).outputs;
-      const offset = dyno.sub(center, this.boxCenter);
-      const [x, y, z] = this.boxAxes.map((axis) => dyno.abs(dyno.dot(offset, axis))) as [Float, Float, Float];
-      const inside = dyno.lessThanEqual(dyno.max(x, dyno.max(y, z)), one);
-      const keep = dyno.and(inside, dyno.greaterThanEqual(opacity, this.least));
-      return { gsplat: dyno.combineGsplat({ gsplat, opacity: dyno.select(keep, opacity, zero) }) };
-    });
+  /** Until the splats that are drawn are in their order for the camera. */
+  private async settle(): Promise<void> {
+    while (this.drawing && this.shown && this.key() !== this.ordered) await this.order();
+  }
+
+  /** Asks for the order of what the camera sees now; a second question waits until the first is answered. */
+  private order(): Promise<void> {
+    this.ordering ??= this.ask().finally(() => { this.ordering = null; });
+    return this.ordering;
+  }
+
+  private async ask(): Promise<void> {
+    const { spare, drawn } = this;
+    if (!spare) return;
+    const key = this.key();
+    this.spare = null;
+    const { order, count } = await this.work.sort(drawn, this.sight(), this.filter, spare);
+    if (drawn !== this.drawn || !this.drawing) return;
+    if (count === null) {
+      // A newer file is on its way, with its own order.
+      this.spare = order;
+      this.ordered = key;
+      return;
+    }
+    this.spare = this.drawing.setOrder(order, count);
+    this.ordered = key;
+    this.stage.draw();
+  }
+
+  private sight(): Sight {
+    const { camera, world } = this.stage;
+    const m = new Matrix4().multiplyMatrices(camera.matrixWorldInverse, world.matrixWorld).elements;
+    const p = camera.projectionMatrix.elements;
+    return {
+      rows: [0, 1, 2].flatMap((row) => [m[row] ?? 0, m[row + 4] ?? 0, m[row + 8] ?? 0, m[row + 12] ?? 0]),
+      scale: [p[0], p[5]],
+      offset: [-p[8], -p[9]],
+      near: camera.near,
+    };
+  }
+
+  private key(): string {
+    return JSON.stringify([this.sight(), this.filter]);
+  }
+
+  private remove(): void {
+    if (!this.drawing) return;
+    this.stage.world.remove(this.drawing.mesh);
+    this.drawing.dispose();
+    this.drawing = null;
   }
 }
-
-type Uniform3 = ReturnType<typeof dyno.dynoVec3<Vector3>>;
-type Float = dyno.DynoVal<"float">;

@@ -1,19 +1,13 @@
 // The window onto the scene: renderer, camera, and a picture drawn only when something changed.
-import { SparkRenderer } from "@sparkjsdev/spark";
 import { Color, Group, PerspectiveCamera, Scene, Vector3, WebGLRenderer } from "three";
 import { type Eye, fit, PLAIN_LENS } from "./eye";
 
 /** Called before each drawn frame with the seconds since the last one; true = keep drawing. */
 type Ticker = (seconds: number) => boolean;
 
-const EXTENT = 5; // what the scene's radius becomes: Spark's thresholds and half floats expect ordinary sizes
+const EXTENT = 5; // what the scene's radius becomes: three's thresholds and half floats expect ordinary sizes
 const SLOW_FRAME = 0.05; // seconds; slower frames are drawn smaller while something moves
-const STEADY_ROUNDS = 5; // a changed order is drawn, which asks for one more; then it rests
 const SETTLE = 180; // milliseconds of rest before the full picture
-
-function pause(): Promise<void> {
-  return new Promise((resolve) => { setTimeout(resolve, 3); });
-}
 
 export class Stage {
   readonly renderer: WebGLRenderer;
@@ -21,9 +15,11 @@ export class Stage {
   readonly camera = new PerspectiveCamera();
   /** Everything in world units; scaled so that the scene has an ordinary size. */
   readonly world = new Group();
-  readonly spark: SparkRenderer;
   readonly tickers = new Set<Ticker>();
+  readonly beforeDraw = new Set<() => void>();
   readonly afterDraw = new Set<() => void>();
+  /** What a picture from the camera as it stands has to wait for to be whole. */
+  readonly settling = new Set<() => Promise<void>>();
   /** Clipping, as multiples of the scene's radius. */
   clip = { near: 0.002, far: 200 };
   eye: Eye = { position: new Vector3(0, 0, 0), quaternion: new PerspectiveCamera().quaternion, distance: 1, lens: PLAIN_LENS };
@@ -40,8 +36,7 @@ export class Stage {
   constructor(readonly canvas: HTMLCanvasElement) {
     this.renderer = new WebGLRenderer({ canvas, antialias: false, powerPreference: "high-performance" });
     this.renderer.setPixelRatio(this.fullRatio);
-    this.spark = new SparkRenderer({ renderer: this.renderer, onDirty: () => this.draw(), sortRadial: false, accumExtSplats: true });
-    this.scene.add(this.world, this.spark);
+    this.scene.add(this.world);
     this.camera.matrixAutoUpdate = true;
     this.background("#101114");
     new ResizeObserver(() => this.resize()).observe(canvas);
@@ -53,6 +48,7 @@ export class Stage {
     this.radius = radius > 0 && Number.isFinite(radius) ? radius : 1;
     this.world.scale.setScalar(this.unit);
     this.world.updateMatrixWorld(true);
+    this.apply();
     this.draw();
   }
 
@@ -87,25 +83,20 @@ export class Stage {
   drawNow(): void {
     this.setDetail(1);
     this.apply();
-    this.renderer.render(this.scene, this.camera);
+    this.render();
   }
 
   /** The full picture from ``eye`` with its splats in their right order, drawn before this returns. */
   async steady(eye: Eye): Promise<void> {
     this.eye = eye;
-    for (let round = 0; round < STEADY_ROUNDS; round++) {
-      this.drawNow();
-      await pause();
-      if (!this.sorting()) break;
-      // Not drawn meanwhile: the sorting waits for the graphics queue, and more pictures would only lengthen it.
-      while (this.sorting()) await pause();
-    }
-    // Once more without waiting: the picture can be read until the browser shows it.
+    this.apply();
+    for (const settle of this.settling) await settle();
     this.drawNow();
   }
 
-  private sorting(): boolean {
-    return this.spark.sorting || this.spark.sortDirty;
+  private render(): void {
+    for (const prepare of this.beforeDraw) prepare();
+    this.renderer.render(this.scene, this.camera);
   }
 
   /** World point to window pixels; null behind the camera. */
@@ -131,7 +122,7 @@ export class Stage {
     for (const ticker of this.tickers) moving = ticker(seconds) || moving;
     this.adapt(moving, interval);
     this.apply();
-    this.renderer.render(this.scene, this.camera);
+    this.render();
     this.frames += 1;
     for (const done of this.afterDraw) done();
     this.last = moving ? now : 0;
@@ -191,7 +182,7 @@ export class Stage {
     this.renderer.setSize(width, height, false);
     // The drawing buffer is empty after a change of size: show something before the next frame is due.
     this.apply();
-    this.renderer.render(this.scene, this.camera);
+    this.render();
     this.draw();
   }
 }

@@ -1,0 +1,110 @@
+// Splats on the graphics card: the textures of one file, the pass that puts every splat on the screen, the mesh.
+import {
+  BufferGeometry, Camera, CustomBlending, DataTexture, GLSL3, InstancedBufferGeometry, Matrix4, Mesh, NearestFilter, NoBlending, OneFactor, OneMinusSrcAlphaFactor,
+  type PerspectiveCamera, RawShaderMaterial, RedIntegerFormat, RGBAIntegerFormat, Scene, Uint16BufferAttribute, UnsignedIntType, Vector2, Vector3,
+  type WebGLRenderer, WebGLRenderTarget,
+} from "three";
+import { type Packed, ROW } from "./splatpack";
+import { FRAGMENT, FULL_SCREEN, PROJECT, VERTEX } from "./splatshader";
+import { MOST_DEGREE } from "./splatfile";
+
+/** Splats an instance: one each would cost a draw call's work each on many drivers. */
+const BATCH = 1024;
+
+export interface Look {
+  readonly degree: number;
+  readonly antialiased: boolean;
+}
+
+export class SplatDrawing {
+  readonly mesh: Mesh<InstancedBufferGeometry, RawShaderMaterial>;
+  readonly count: number;
+  private readonly textures: readonly DataTexture[];
+  private readonly order: DataTexture;
+  private readonly target: WebGLRenderTarget;
+  private readonly pass: Mesh<BufferGeometry, RawShaderMaterial>;
+  private readonly passScene = new Scene();
+  private readonly passCamera = new Camera();
+  private readonly view = new Matrix4();
+  private readonly size = new Vector2();
+  private done = "";
+
+  constructor(packed: Packed) {
+    this.count = packed.count;
+    const [places, shapes, sh] = [packed.places, packed.shapes, packed.sh].map((data) => texture(data, 4)) as [DataTexture, DataTexture, DataTexture];
+    this.order = texture(new Uint32Array(Math.max(1, Math.ceil(this.count / ROW)) * ROW), 1);
+    this.textures = [places, shapes, sh, this.order];
+    this.target = new WebGLRenderTarget(ROW, places.image.height, { count: 2, format: RGBAIntegerFormat, type: UnsignedIntType, internalFormat: "RGBA32UI", minFilter: NearestFilter, magFilter: NearestFilter, depthBuffer: false, generateMipmaps: false });
+    const [clips, rests] = this.target.textures;
+    const passUniforms = { places, shapes, sh, view: this.view, projection: new Matrix4(), size: this.size, eye: new Vector3(), count: this.count, degree: MOST_DEGREE, antialiased: false, turned: packed.turned };
+    const passMaterial = new RawShaderMaterial({ glslVersion: GLSL3, vertexShader: FULL_SCREEN, fragmentShader: PROJECT, defines: { DEGREE: packed.degree }, uniforms: uniformsOf(passUniforms), blending: NoBlending, depthTest: false, depthWrite: false });
+    const triangle = new BufferGeometry();
+    triangle.setDrawRange(0, 3);
+    this.pass = new Mesh(triangle.setIndex([0, 1, 2]), passMaterial);
+    this.pass.frustumCulled = false;
+    this.passScene.add(this.pass);
+    const material = new RawShaderMaterial({
+      glslVersion: GLSL3, vertexShader: VERTEX, fragmentShader: FRAGMENT,
+      uniforms: uniformsOf({ order: this.order, clips, rests, size: this.size, count: 0, batch: BATCH }),
+      transparent: true, blending: CustomBlending, blendSrc: OneFactor, blendDst: OneMinusSrcAlphaFactor, depthWrite: false,
+    });
+    const geometry = new InstancedBufferGeometry();
+    geometry.setIndex(new Uint16BufferAttribute(Uint16Array.from({ length: 3 * BATCH }, (_, i) => i), 1));
+    geometry.setDrawRange(0, 3 * Math.min(BATCH, this.count));
+    this.mesh = new Mesh(geometry, material);
+    this.mesh.frustumCulled = false;
+  }
+
+  /** Draws so many of ``order`` from now on; gives the memory of the order before. */
+  setOrder(order: Uint32Array<ArrayBuffer>, count: number): Uint32Array<ArrayBuffer> {
+    const old = this.order.image.data as Uint32Array<ArrayBuffer>;
+    this.order.image = { data: order, width: ROW, height: order.length / ROW };
+    this.order.needsUpdate = true;
+    this.mesh.geometry.instanceCount = Math.ceil(count / BATCH);
+    set(this.mesh.material, "count", count);
+    return old;
+  }
+
+  /** Works out where every splat is on the screen, unless it is known. Before every picture. */
+  project(renderer: WebGLRenderer, camera: PerspectiveCamera, look: Look): void {
+    this.view.multiplyMatrices(camera.matrixWorldInverse, this.mesh.matrixWorld);
+    renderer.getDrawingBufferSize(this.size);
+    const key = [...this.view.elements, ...camera.projectionMatrix.elements, this.size.x, this.size.y, look.degree, look.antialiased].join();
+    if (key === this.done) return;
+    this.done = key;
+    const { material } = this.pass;
+    const eye = new Vector3().applyMatrix4(this.view.clone().invert());
+    for (const [name, value] of Object.entries({ ...look, eye, projection: camera.projectionMatrix })) set(material, name, value);
+    const { autoClear } = renderer;
+    renderer.autoClear = false;
+    renderer.setRenderTarget(this.target);
+    renderer.render(this.passScene, this.passCamera);
+    renderer.setRenderTarget(null);
+    renderer.autoClear = autoClear;
+  }
+
+  dispose(): void {
+    for (const each of this.textures) each.dispose();
+    this.target.dispose();
+    for (const { geometry, material } of [this.pass, this.mesh]) {
+      geometry.dispose();
+      material.dispose();
+    }
+  }
+}
+
+function texture(data: Uint32Array<ArrayBuffer>, channels: 1 | 4): DataTexture {
+  const made = new DataTexture(data, ROW, data.length / channels / ROW, channels === 4 ? RGBAIntegerFormat : RedIntegerFormat, UnsignedIntType);
+  made.internalFormat = channels === 4 ? "RGBA32UI" : "R32UI";
+  made.needsUpdate = true;
+  return made;
+}
+
+function uniformsOf(values: Record<string, unknown>): Record<string, { value: unknown }> {
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, { value }]));
+}
+
+function set(material: RawShaderMaterial, name: string, value: unknown): void {
+  const uniform = material.uniforms[name];
+  if (uniform) uniform.value = value;
+}
