@@ -13,7 +13,7 @@ from scenetx.fit import FitSettings, evaluate_views, fit_splats, settings_for
 from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import fingerprint
 from scenetx.fit.densify import Classic, Mcmc, relocated
-from scenetx.fit.exposure import Exposure
+from scenetx.fit.exposure import Exposure, corrected_torch
 from scenetx.fit.initialise import first_gaussians
 from scenetx.fit.optimize import _Fit
 from scenetx.fit.photometric import photometric_loss, photometric_loss_torch
@@ -444,6 +444,23 @@ def test_exposure_mean_stays_the_identity():
     exposure.step(0.0)
     assert exposure.matrices()[1, 0, 0] < 1
     torch.testing.assert_close(exposure.matrices().mean(0), torch.eye(3, 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13)])
+def test_exposure_and_its_gradient_are_the_torch_ones(shape):
+    generator = torch.Generator().manual_seed(0)
+    exposure = Exposure(2, rate=0.1, decay=0.0)
+    with torch.no_grad():
+        exposure.table["delta"].normal_(generator=generator)
+    rgb, weight = (torch.randn(*shape, 3, generator=generator) for _ in range(2))
+    ours, theirs = rgb.clone().requires_grad_(), rgb.double().requires_grad_()
+    delta = exposure.table["delta"].detach()[1].double().requires_grad_()
+    fused, plain = exposure.apply(ours, 1), corrected_torch(theirs, delta)
+    torch.testing.assert_close(fused.detach().double(), plain.detach(), rtol=1e-6, atol=1e-6)
+    (fused * weight).sum().backward()
+    (plain * weight.double()).sum().backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(exposure.table["delta"].grad[1].double(), delta.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_losses_that_are_not_finite_are_skipped_and_then_refused(scene):

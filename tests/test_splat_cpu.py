@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -153,6 +154,25 @@ def test_a_hundred_thousand_splats_in_one_tile():
     assert (cpu[0].rgb - oracle[0].rgb).abs().max() < 1e-2
     a, b = cpu[1]["sh"].double().flatten(), oracle[1]["sh"].flatten()
     assert torch.cosine_similarity(a, b, dim=0) > 0.999
+
+
+def test_a_million_splats_in_one_tile():
+    count, opacity = 1_000_000, 0.01
+    scene, cameras = make_scene(1, 3, 3, degree=0)
+    opacities = torch.full((count,), opacity, requires_grad=True)
+    stack = Gaussians(
+        means=scene.means.zero_().expand(count, 3).contiguous(),
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        scales=torch.full((count, 3), 100.0),
+        opacities=opacities,
+        sh=torch.zeros(count, 1, 3),
+    )
+    render = rasterize(stack, cameras, backend="cpu")
+    taken = math.floor(math.log(1e-4) / math.log(1 - opacity))  # as many as leave more than 1e-4 of the light
+    torch.testing.assert_close(render.alpha, torch.full((1, 3, 3), 1 - (1 - opacity) ** taken), rtol=1e-4, atol=0)
+    render.alpha.sum().backward()
+    assert int((opacities.grad != 0).sum()) == taken
+    assert torch.equal(opacities.grad.nonzero().squeeze(-1), torch.arange(taken))  # equal depths keep their order
 
 
 def test_kernels_stay_off_tbb_whose_workers_can_outlive_the_program():

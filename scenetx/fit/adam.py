@@ -19,6 +19,7 @@ from scenetx.splat.cpu_jit import kernel
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-15  # as 3DGS; gradients of splats are tiny, so eps must be tinier
 _LEAST_ROWS = 256
+_BLOCK = 256  # rows a task
 _SETTLED = 16_384  # steps after which both bias corrections are 1 in float32
 
 
@@ -50,24 +51,34 @@ class Adam:
         live = {name: tensor for name, tensor in self.parameters.items() if tensor.grad is not None}
         if not live:
             return
-        rows = self._rows_to_step(live)
-        self.counts += rows
-        for name, tensor in live.items():
-            rate = rates[name]
-            width = tensor[0].numel() if len(tensor) else 1
-            columns = rate if isinstance(rate, Tensor) else torch.full((width,), float(rate))
-            self._update(name, rows, columns.to(tensor))
+        columns = {name: _columns(rates[name], tensor) for name, tensor in live.items()}
+        if all(_fused(tensor) for tensor in live.values()):
+            self._step_fused(live, columns)
+        else:
+            rows = self._rows_to_step(live)
+            self.counts += rows
+            for name in live:
+                self._update(name, rows, columns[name])
+        for tensor in live.values():
             tensor.grad = None
+
+    def _step_fused(self, live: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> None:
+        kinds = (
+            list(live.values()),
+            [tensor.grad for tensor in live.values() if tensor.grad is not None],
+            [self.first[name] for name in live],
+            [self.second[name] for name in live],
+        )
+        tables = (tuple(map(_rows_of_numbers, kind)) for kind in kinds)
+        rates = tuple(columns[name].numpy() for name in live)
+        marker = list(live).index(self.marker) if self.marker is not None and self.marker in live else -1
+        _step_rows(*tables, rates, marker, self.counts.numpy(), *_corrections())
 
     def _rows_to_step(self, live: Mapping[str, Tensor]) -> Bool[Tensor, "g"]:
         rows = torch.ones(len(self), dtype=torch.bool, device=self.counts.device)
         for name, tensor in live.items():
             grad = tensor.grad
             assert grad is not None
-            if _fused(grad):
-                flat = grad.reshape(len(grad), -1).contiguous().numpy()
-                _mark(flat, rows.numpy(), name == self.marker)
-                continue
             flat_grad = grad.flatten(1) if grad.ndim > 1 else grad[:, None]
             rows &= flat_grad.isfinite().all(-1)
             if name == self.marker:
@@ -78,12 +89,7 @@ class Adam:
         tensor, first, second = self.parameters[name], self.first[name], self.second[name]
         grad = tensor.grad
         assert grad is not None
-        views = [part.detach().reshape(len(part), -1) for part in (tensor, grad, first, second)]
-        if _fused(grad):
-            arrays = [np.ascontiguousarray(part.numpy()) for part in views]
-            _adam(*arrays, self.counts.numpy(), rows.numpy(), rates.numpy(), *_corrections())
-            return
-        p, g, m, v = views
+        p, g, m, v = (part.detach().reshape(len(part), -1) for part in (tensor, grad, first, second))
         steps = self.counts[:, None].clamp_min(1).double()
         first_bias, second_bias = (1 - BETA1**steps).to(p), (1 - BETA2**steps).to(p)
         g = torch.where(rows[:, None], g, torch.zeros_like(g))
@@ -152,6 +158,16 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
 
 
+def _columns(rate: float | Tensor, tensor: Tensor) -> Float[Tensor, "columns"]:
+    """A learning rate for each column of a parameter's rows."""
+    width = tensor[0].numel() if len(tensor) else 1
+    return rate.to(tensor) if isinstance(rate, Tensor) else tensor.new_full((width,), float(rate))
+
+
+def _rows_of_numbers(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().reshape(len(tensor), -1).numpy())
+
+
 def _fused(tensor: Tensor) -> bool:
     """Starting threads costs more than a small table (exposures, cameras) is worth."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and len(tensor) >= _LEAST_ROWS
@@ -166,42 +182,47 @@ def _corrections() -> tuple[np.ndarray, np.ndarray]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
-@kernel(parallel=True)
-@no_type_check
-def _mark(grad: np.ndarray, rows: np.ndarray, need_nonzero: bool) -> None:
-    for row in prange(grad.shape[0]):
-        total = np.float32(0)
-        for j in range(grad.shape[1]):
-            total += abs(grad[row, j])
-        # A sum of magnitudes is finite and above zero exactly when its terms are finite and not all zero.
-        rows[row] = rows[row] and np.isfinite(total) and (total > 0 or not need_nonzero)
-
-
 @kernel(parallel=True, fast=True)
 @no_type_check
-def _adam(
-    param: np.ndarray,
-    grad: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
+def _step_rows(
+    params: tuple[np.ndarray, ...],
+    grads: tuple[np.ndarray, ...],
+    firsts: tuple[np.ndarray, ...],
+    seconds: tuple[np.ndarray, ...],
+    rates: tuple[np.ndarray, ...],
+    marker: int,
     counts: np.ndarray,
-    rows: np.ndarray,
-    rates: np.ndarray,
     first_corrections: np.ndarray,
     second_corrections: np.ndarray,
 ) -> None:
+    """One step of every parameter in one launch: a block's gradients are still in the cache when they are used."""
     b1, b2, eps = np.float32(BETA1), np.float32(BETA2), np.float32(EPS)
     a1, a2 = np.float32(1 - BETA1), np.float32(1 - BETA2)  # 1 - float32(0.999) would be off by 1e-5 of it
     last = first_corrections.size - 1
-    for row in prange(param.shape[0]):
-        if not rows[row]:
-            continue
-        t = min(counts[row], last)
-        c1, c2 = first_corrections[t], second_corrections[t]
-        for j in range(param.shape[1]):
-            g = grad[row, j]
-            m = b1 * first[row, j] + a1 * g
-            v = b2 * second[row, j] + a2 * g * g
-            first[row, j] = m
-            second[row, j] = v
-            param[row, j] -= rates[j] * (m * c1) / (np.sqrt(v) * c2 + eps)
+    for block in prange((counts.size + _BLOCK - 1) // _BLOCK):
+        begin, end = block * _BLOCK, min((block + 1) * _BLOCK, counts.size)
+        steps = np.ones(end - begin, np.bool_)
+        for n in range(len(grads)):
+            grad = grads[n]
+            for row in range(begin, end):
+                total = np.float32(0)
+                for j in range(grad.shape[1]):
+                    total += abs(grad[row, j])
+                # A sum of magnitudes is finite and above zero exactly when its terms are finite and not all zero.
+                steps[row - begin] &= np.isfinite(total) and (total > 0 or n != marker)
+        for row in range(begin, end):
+            counts[row] += steps[row - begin]
+        for n in range(len(grads)):
+            param, grad, first, second, rate = params[n], grads[n], firsts[n], seconds[n], rates[n]
+            for row in range(begin, end):
+                if not steps[row - begin]:
+                    continue
+                t = min(counts[row], last)
+                c1, c2 = first_corrections[t], second_corrections[t]
+                for j in range(param.shape[1]):
+                    g = grad[row, j]
+                    m = b1 * first[row, j] + a1 * g
+                    v = b2 * second[row, j] + a2 * g * g
+                    first[row, j] = m
+                    second[row, j] = v
+                    param[row, j] -= rate[j] * (m * c1) / (np.sqrt(v) * c2 + eps)
