@@ -1,5 +1,5 @@
 // The cameras: a pyramid each with its photo in it, coloured by what the photo was used for.
-import { BufferGeometry, CanvasTexture, Color, DoubleSide, Float32BufferAttribute, Group, LineBasicMaterial, LineSegments, Mesh, MeshBasicMaterial, SRGBColorSpace, Vector3 } from "three";
+import { BufferGeometry, CanvasTexture, Color, DoubleSide, Float32BufferAttribute, LineBasicMaterial, LineSegments, Mesh, MeshBasicMaterial, SRGBColorSpace, Vector3 } from "three";
 import { poseMatrix } from "./eye";
 import type { ViewInfo } from "./messages";
 import type { Stage } from "./stage";
@@ -21,18 +21,21 @@ interface Frustum {
 export class FrustumLayer {
   frustums: Frustum[] = [];
   chosen: string | null = null;
-  private readonly group = new Group();
+  private readonly lines = new LineSegments(new BufferGeometry(), new LineBasicMaterial({ vertexColors: true }));
+  private readonly photos = new Mesh(new BufferGeometry(), new MeshBasicMaterial({ side: DoubleSide }));
   /** Those that the eye is in or close behind: their photo would hide the scene. */
   private near = new Set<string>();
   private shown = true;
   private withThumbnails = true;
   private size = 1;
-  private texture: CanvasTexture | null = null;
   private views: readonly ViewInfo[] = [];
   private spacing = 1;
 
   constructor(private readonly stage: Stage) {
-    stage.world.add(this.group);
+    for (const each of [this.lines, this.photos]) {
+      each.frustumCulled = false;
+      stage.world.add(each);
+    }
     stage.afterDraw.add(() => this.makeWay());
   }
 
@@ -87,14 +90,11 @@ export class FrustumLayer {
   }
 
   private build(): void {
-    for (const child of this.group.children) (child as Mesh).geometry.dispose();
-    this.group.clear();
     this.frustums = this.views.map((view) => frustum(view, this.spacing * this.size));
-    if (this.shown && this.chosen === null && this.frustums.length > 0) {
-      const seen = this.frustums.filter(({ view }) => !this.near.has(view.name));
-      this.group.add(this.outlines(seen));
-      if (this.withThumbnails && this.texture) this.group.add(this.pictures(this.texture));
-    }
+    this.lines.visible = this.shown && this.chosen === null && this.frustums.length > 0;
+    this.photos.visible = this.lines.visible && this.withThumbnails && this.photos.material.map !== null;
+    if (this.lines.visible) replace(this.lines, outlines(this.frustums.filter(({ view }) => !this.near.has(view.name))));
+    if (this.photos.visible) replace(this.photos, this.pictures());
     this.stage.draw();
   }
 
@@ -107,27 +107,7 @@ export class FrustumLayer {
     this.build();
   }
 
-  private outlines(frustums: readonly Frustum[]): LineSegments {
-    const positions: number[] = [];
-    const colors: number[] = [];
-    for (const { view, apex, corners, tip } of frustums) {
-      const [a, b, c, d] = corners;
-      const color = new Color(view.held_out ? HELD_OUT_COLOR : TRAIN_COLOR);
-      const segments = [apex, a, apex, b, apex, c, apex, d, a, b, b, c, c, d, d, a, a, tip, tip, b];
-      for (const point of segments) {
-        positions.push(...point.toArray());
-        colors.push(color.r, color.g, color.b);
-      }
-    }
-    const geometry = new BufferGeometry();
-    geometry.setAttribute("position", new Float32BufferAttribute(positions, 3));
-    geometry.setAttribute("color", new Float32BufferAttribute(colors, 3));
-    const lines = new LineSegments(geometry, new LineBasicMaterial({ vertexColors: true }));
-    lines.frustumCulled = false;
-    return lines;
-  }
-
-  private pictures(texture: CanvasTexture): Mesh {
+  private pictures(): BufferGeometry {
     const positions: number[] = [];
     const uvs: number[] = [];
     const cells = grid(this.views.length);
@@ -144,9 +124,7 @@ export class FrustumLayer {
     const geometry = new BufferGeometry();
     geometry.setAttribute("position", new Float32BufferAttribute(positions, 3));
     geometry.setAttribute("uv", new Float32BufferAttribute(uvs, 2));
-    const mesh = new Mesh(geometry, new MeshBasicMaterial({ map: texture, side: DoubleSide }));
-    mesh.frustumCulled = false;
-    return mesh;
+    return geometry;
   }
 
   /** All thumbnails on one texture: one draw call however many there are. */
@@ -170,15 +148,41 @@ export class FrustumLayer {
       }),
     );
     if (views !== this.views && views.length !== this.views.length) return;
-    this.texture?.dispose();
-    this.texture = new CanvasTexture(canvas);
-    this.texture.colorSpace = SRGBColorSpace;
+    const { material } = this.photos;
+    material.map?.dispose();
+    material.map = new CanvasTexture(canvas);
+    material.map.colorSpace = SRGBColorSpace;
+    material.needsUpdate = true;
     this.build();
   }
 }
 
 function grid(count: number): number {
   return Math.max(1, Math.ceil(Math.sqrt(count)));
+}
+
+/** three keeps something of every object and material it has drawn: only their geometry is new. */
+function replace(object: LineSegments | Mesh, geometry: BufferGeometry): void {
+  object.geometry.dispose();
+  object.geometry = geometry;
+}
+
+function outlines(frustums: readonly Frustum[]): BufferGeometry {
+  const positions: number[] = [];
+  const colors: number[] = [];
+  for (const { view, apex, corners, tip } of frustums) {
+    const [a, b, c, d] = corners;
+    const color = new Color(view.held_out ? HELD_OUT_COLOR : TRAIN_COLOR);
+    const segments = [apex, a, apex, b, apex, c, apex, d, a, b, b, c, c, d, d, a, a, tip, tip, b];
+    for (const point of segments) {
+      positions.push(...point.toArray());
+      colors.push(color.r, color.g, color.b);
+    }
+  }
+  const geometry = new BufferGeometry();
+  geometry.setAttribute("position", new Float32BufferAttribute(positions, 3));
+  geometry.setAttribute("color", new Float32BufferAttribute(colors, 3));
+  return geometry;
 }
 
 function frustum(view: ViewInfo, depth: number): Frustum {

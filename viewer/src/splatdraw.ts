@@ -16,12 +16,14 @@ export interface Look {
   readonly antialiased: boolean;
 }
 
+/** One for good: three keeps something of every material, scene and mesh it has drawn, so files only swap the data. */
 export class SplatDrawing {
   readonly mesh: Mesh<InstancedBufferGeometry, RawShaderMaterial>;
-  readonly count: number;
-  private readonly textures: readonly DataTexture[];
-  private readonly order: DataTexture;
-  private readonly target: WebGLRenderTarget;
+  private readonly places = texture(4);
+  private readonly shapes = texture(4);
+  private readonly sh = texture(4);
+  private readonly order = texture(1);
+  private readonly target = new WebGLRenderTarget(ROW, 1, { count: 2, format: RGBAIntegerFormat, type: UnsignedIntType, internalFormat: "RGBA32UI", minFilter: NearestFilter, magFilter: NearestFilter, depthBuffer: false, generateMipmaps: false });
   private readonly pass: Mesh<BufferGeometry, RawShaderMaterial>;
   private readonly passScene = new Scene();
   private readonly passCamera = new Camera();
@@ -29,15 +31,11 @@ export class SplatDrawing {
   private readonly size = new Vector2();
   private done = "";
 
-  constructor(packed: Packed) {
-    this.count = packed.count;
-    const [places, shapes, sh] = [packed.places, packed.shapes, packed.sh].map((data) => texture(data, 4)) as [DataTexture, DataTexture, DataTexture];
-    this.order = texture(new Uint32Array(Math.max(1, Math.ceil(this.count / ROW)) * ROW), 1);
-    this.textures = [places, shapes, sh, this.order];
-    this.target = new WebGLRenderTarget(ROW, places.image.height, { count: 2, format: RGBAIntegerFormat, type: UnsignedIntType, internalFormat: "RGBA32UI", minFilter: NearestFilter, magFilter: NearestFilter, depthBuffer: false, generateMipmaps: false });
+  constructor() {
+    const { places, shapes, sh, order, view, size } = this;
     const [clips, rests] = this.target.textures;
-    const passUniforms = { places, shapes, sh, view: this.view, projection: new Matrix4(), size: this.size, eye: new Vector3(), count: this.count, degree: MOST_DEGREE, antialiased: false, turned: packed.turned };
-    const passMaterial = new RawShaderMaterial({ glslVersion: GLSL3, vertexShader: FULL_SCREEN, fragmentShader: PROJECT, defines: { DEGREE: packed.degree }, uniforms: uniformsOf(passUniforms), blending: NoBlending, depthTest: false, depthWrite: false });
+    const passUniforms = { places, shapes, sh, view, projection: new Matrix4(), size, eye: new Vector3(), count: 0, degree: MOST_DEGREE, antialiased: false, turned: false };
+    const passMaterial = new RawShaderMaterial({ glslVersion: GLSL3, vertexShader: FULL_SCREEN, fragmentShader: PROJECT, defines: { DEGREE: 0 }, uniforms: uniformsOf(passUniforms), blending: NoBlending, depthTest: false, depthWrite: false });
     const triangle = new BufferGeometry();
     triangle.setDrawRange(0, 3);
     this.pass = new Mesh(triangle.setIndex([0, 1, 2]), passMaterial);
@@ -45,21 +43,43 @@ export class SplatDrawing {
     this.passScene.add(this.pass);
     const material = new RawShaderMaterial({
       glslVersion: GLSL3, vertexShader: VERTEX, fragmentShader: FRAGMENT,
-      uniforms: uniformsOf({ order: this.order, clips, rests, size: this.size, count: 0, batch: BATCH }),
+      uniforms: uniformsOf({ order, clips, rests, size, count: 0, batch: BATCH }),
       transparent: true, blending: CustomBlending, blendSrc: OneFactor, blendDst: OneMinusSrcAlphaFactor, depthWrite: false,
     });
     const geometry = new InstancedBufferGeometry();
     geometry.setIndex(new Uint16BufferAttribute(Uint16Array.from({ length: 3 * BATCH }, (_, i) => i), 1));
-    geometry.setDrawRange(0, 3 * Math.min(BATCH, this.count));
     this.mesh = new Mesh(geometry, material);
     this.mesh.frustumCulled = false;
+    this.mesh.visible = false;
+  }
+
+  /** Memory for the order of so many splats. */
+  static orderOf(count: number): Uint32Array<ArrayBuffer> {
+    return new Uint32Array(Math.max(1, Math.ceil(count / ROW)) * ROW);
+  }
+
+  /** Draws other splats from now on, so many of ``order``. */
+  replace(packed: Packed, order: Uint32Array<ArrayBuffer>, count: number): void {
+    put(this.places, packed.places, 4);
+    put(this.shapes, packed.shapes, 4);
+    put(this.sh, packed.sh, 4);
+    this.target.setSize(ROW, this.places.image.height);
+    const { material } = this.pass;
+    if (material.defines["DEGREE"] !== packed.degree) {
+      material.defines["DEGREE"] = packed.degree;
+      material.needsUpdate = true;
+    }
+    set(material, "count", packed.count);
+    set(material, "turned", packed.turned);
+    this.mesh.geometry.setDrawRange(0, 3 * Math.min(BATCH, packed.count));
+    this.setOrder(order, count);
+    this.done = "";
   }
 
   /** Draws so many of ``order`` from now on; gives the memory of the order before. */
   setOrder(order: Uint32Array<ArrayBuffer>, count: number): Uint32Array<ArrayBuffer> {
     const old = this.order.image.data as Uint32Array<ArrayBuffer>;
-    this.order.image = { data: order, width: ROW, height: order.length / ROW };
-    this.order.needsUpdate = true;
+    put(this.order, order, 1);
     this.mesh.geometry.instanceCount = Math.ceil(count / BATCH);
     set(this.mesh.material, "count", count);
     return old;
@@ -82,22 +102,21 @@ export class SplatDrawing {
     renderer.setRenderTarget(null);
     renderer.autoClear = autoClear;
   }
-
-  dispose(): void {
-    for (const each of this.textures) each.dispose();
-    this.target.dispose();
-    for (const { geometry, material } of [this.pass, this.mesh]) {
-      geometry.dispose();
-      material.dispose();
-    }
-  }
 }
 
-function texture(data: Uint32Array<ArrayBuffer>, channels: 1 | 4): DataTexture {
-  const made = new DataTexture(data, ROW, data.length / channels / ROW, channels === 4 ? RGBAIntegerFormat : RedIntegerFormat, UnsignedIntType);
+function texture(channels: 1 | 4): DataTexture {
+  const made = new DataTexture(new Uint32Array(channels * ROW), ROW, 1, channels === 4 ? RGBAIntegerFormat : RedIntegerFormat, UnsignedIntType);
   made.internalFormat = channels === 4 ? "RGBA32UI" : "R32UI";
   made.needsUpdate = true;
   return made;
+}
+
+function put(to: DataTexture, data: Uint32Array<ArrayBuffer>, channels: 1 | 4): void {
+  const height = data.length / channels / ROW;
+  // Its place on the graphics card cannot grow.
+  if (height !== to.image.height) to.dispose();
+  to.image = { data, width: ROW, height };
+  to.needsUpdate = true;
 }
 
 function uniformsOf(values: Record<string, unknown>): Record<string, { value: unknown }> {

@@ -18,7 +18,7 @@ export class SplatLayer {
   /** The file as it came: cropping and picking read it. */
   file: SplatData | null = null;
   count = 0;
-  private drawing: SplatDrawing | null = null;
+  private readonly drawing = new SplatDrawing();
   private readonly work = new SplatWork();
   private generation = 0;
   private drawn = 0;
@@ -31,6 +31,7 @@ export class SplatLayer {
   private spare: Uint32Array<ArrayBuffer> | null = null;
 
   constructor(private readonly stage: Stage) {
+    stage.world.add(this.drawing.mesh);
     stage.beforeDraw.add(() => this.prepare());
     stage.settling.add(() => this.settle());
   }
@@ -42,30 +43,21 @@ export class SplatLayer {
       throw new Error(`the splats cannot be read (${error instanceof Error ? error.message : String(error)}); export the scene again`, { cause: error });
     });
     if (generation !== this.generation) return;
-    const drawing = new SplatDrawing(packed);
     const key = this.key();
-    const { order, count } = await this.work.sort(generation, this.sight(), this.filter, drawing.setOrder(new Uint32Array(), 0));
-    if (generation !== this.generation || count === null) {
-      drawing.dispose();
-      return;
-    }
-    drawing.setOrder(order, count);
-    this.remove();
-    this.drawing = drawing;
+    const { order, count } = await this.work.sort(generation, this.sight(), this.filter, SplatDrawing.orderOf(packed.count));
+    if (generation !== this.generation || count === null) return;
+    this.drawing.replace(packed, order, count);
     this.drawn = generation;
     this.ordered = key;
     this.spare = new Uint32Array(order.length);
     this.file = file;
     this.count = packed.count;
-    this.stage.world.add(drawing.mesh);
-    drawing.mesh.updateMatrixWorld();
-    drawing.mesh.visible = this.shown;
-    this.stage.draw();
+    this.show(this.shown);
   }
 
   show(shown: boolean): void {
     this.shown = shown;
-    if (this.drawing) this.drawing.mesh.visible = shown;
+    this.drawing.mesh.visible = shown && this.file !== null;
     this.stage.draw();
   }
 
@@ -96,14 +88,14 @@ export class SplatLayer {
   }
 
   private prepare(): void {
-    if (!this.drawing || !this.shown) return;
+    if (!this.drawing.mesh.visible) return;
     this.drawing.project(this.stage.renderer, this.stage.camera, { degree: this.degree, antialiased: this.file?.antialiased ?? false });
     if (this.key() !== this.ordered) this.order();
   }
 
   /** Until the splats that are drawn are in their order for the camera. */
   private async settle(): Promise<void> {
-    while (this.drawing && this.shown && this.key() !== this.ordered) await this.order();
+    while (this.drawing.mesh.visible && this.key() !== this.ordered) await this.order();
   }
 
   /** Asks for the order of what the camera sees now; a second question waits until the first is answered. */
@@ -118,7 +110,7 @@ export class SplatLayer {
     const key = this.key();
     this.spare = null;
     const { order, count } = await this.work.sort(drawn, this.sight(), this.filter, spare);
-    if (drawn !== this.drawn || !this.drawing) return;
+    if (drawn !== this.drawn) return;
     if (count === null) {
       // A newer file is on its way, with its own order.
       this.spare = order;
@@ -144,12 +136,5 @@ export class SplatLayer {
 
   private key(): string {
     return JSON.stringify([this.sight(), this.filter]);
-  }
-
-  private remove(): void {
-    if (!this.drawing) return;
-    this.stage.world.remove(this.drawing.mesh);
-    this.drawing.dispose();
-    this.drawing = null;
   }
 }
