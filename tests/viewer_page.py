@@ -108,8 +108,12 @@ class Page:
         """Until nothing more is sorted or drawn."""
         self.js("scenetx.stage.steady(scenetx.stage.eye)")
 
-    def held(self, updates: int) -> tuple[int, int, int]:
-        """Bytes of script heap, textures and geometries after so many live updates of splats and cameras."""
+    def held(self, updates: int) -> tuple[int, int, int, int]:
+        """Objects of the page, bytes of script heap, textures and geometries after so many live updates more.
+
+        An update is splats and cameras. The heap holds what the engine compiles too, which comes and goes; the number
+        of objects that can still be reached is exact.
+        """
         self.page.evaluate(
             """async (count) => {
               for (let i = 0; i < count; i++) {
@@ -121,11 +125,16 @@ class Page:
             updates,
         )
         client = self.context.new_cdp_session(self.page)
+        every = client.send("Runtime.evaluate", {"expression": "Object.prototype"})["result"]["objectId"]
+        found = client.send("Runtime.queryObjects", {"prototypeObjectId": every})["objects"]["objectId"]
+        asked = {"objectId": found, "functionDeclaration": "function () { return this.length }", "returnByValue": True}
+        objects = client.send("Runtime.callFunctionOn", asked)["result"]["value"]
+        client.send("Runtime.releaseObject", {"objectId": found})
         client.send("HeapProfiler.collectGarbage")
         heap = client.send("Runtime.getHeapUsage")["usedSize"]
         client.detach()
         memory = self.js("[scenetx.stage.renderer.info.memory.textures, scenetx.stage.renderer.info.memory.geometries]")
-        return heap, memory[0], memory[1]
+        return objects, heap, memory[0], memory[1]
 
     def pixels(self) -> torch.Tensor:
         """What the canvas shows, uint8 [h w 3]."""

@@ -123,9 +123,13 @@ class Pyramid(nn.Module):
         return add_uv(self.projects[index](x), aspect)
 
     def laterals(self, projected: Sequence[Float[Tensor, "n _ _ _"]]) -> list[Tensor]:
-        """The four scales at the common width, finest first."""
+        """The four scales at the common width, finest first.
+
+        On a CPU with their channels last in memory, which all after it keep: convolutions are twice as fast so.
+        """
+        layout = torch.channels_last if projected[0].device.type == "cpu" else torch.preserve_format
         return [
-            self.scratch.get_submodule(f"layer{index + 1}_rn")(resize(x))
+            self.scratch.get_submodule(f"layer{index + 1}_rn")(resize(x.to(memory_format=layout)))
             for index, (resize, x) in enumerate(zip(self.resize_layers, projected, strict=True))
         ]
 
@@ -191,7 +195,8 @@ def in_strips(end: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d
         above, bottom = max(top - 1, 0), min(top + STRIP, height)
         part = end(x[:, :, above : min(bottom + 1, height)])[:, :, top - above : bottom - above]
         if whole is None:
-            whole = part.new_empty(*part.shape[:2], height, part.shape[3])
+            size = (*part.shape[:2], height, part.shape[3])
+            whole = torch.empty(size, dtype=part.dtype, memory_format=torch.channels_last)
         whole[:, :, top:bottom] = part
     assert whole is not None
     return whole

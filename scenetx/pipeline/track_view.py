@@ -36,7 +36,8 @@ class TrackView:
     ) -> None:
         self._folder = scene.parent if scene is not None and scene.name == "scene.json" else scene
         self._open_browser, self._say = open_browser, say
-        title = self._folder.resolve().name.removesuffix("-scene") if self._folder else f"Tracking {source}"
+        shown = source if "://" in source else Path(source).name
+        title = self._folder.resolve().name.removesuffix("-scene") if self._folder else f"Tracking {shown}"
         self._server = ViewerServer(title, self._folder, settings=ServerSettings(port=port))
         self._title = title
         self._places: list[tuple[float, float, float]] = []

@@ -51,7 +51,7 @@ export class LivePanel {
     const step = el("span", {}, `step ${count(curve.steps.at(-1) ?? 0)} of ${count(curve.total)}`);
     const lossText = loss === undefined ? null : el("span", {}, `loss ${loss.toPrecision(3)}`);
     const psnrText = psnr === undefined ? null : el("span", {}, `${psnr.toFixed(1)} dB`);
-    this.numbers.replaceChildren(...[step, lossText, psnrText, el("span", {}, `${count(curve.splats)} splats`)].filter((each) => each !== null));
+    this.numbers.replaceChildren(...[step, lossText, psnrText].filter((each) => each !== null));
     drawCurve(this.plot, curve);
   }
 

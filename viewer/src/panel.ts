@@ -33,7 +33,7 @@ export class ShowPanel {
     };
     layers.grid.show(false);
     this.pointSwitch = this.switches.points.row;
-    this.budget = slider("Splat budget", [1, 100, 1], 100, (value) => layers.splats.setBudget(Math.ceil((layers.splats.count * value) / 100)), percent);
+    this.budget = slider("Splat budget", [1, 100, 1], 100, (value) => layers.splats.setBudget(value / 100), percent);
     const color = el("input", { type: "color", value: "#101114", "aria-label": "Background colour", oninput: () => stage.background(color.value) });
     const legend = el("div", { class: "legend" }, el("span", { class: "train" }, el("i"), "used for the fit"), el("span", { class: "held" }, el("i"), "held out"));
     this.sections = [

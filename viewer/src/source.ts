@@ -40,6 +40,8 @@ export class SocketSource implements Source {
   private socket: WebSocket | null = null;
   private wait = FIRST_WAIT;
   private ended = false;
+  /** The server has nothing more to say: it may go. */
+  private done = false;
 
   constructor(
     private readonly address: URL,
@@ -71,7 +73,9 @@ export class SocketSource implements Source {
     });
     socket.addEventListener("message", (event: MessageEvent<ArrayBuffer>) => {
       try {
-        this.take(decode(event.data));
+        const message = decode(event.data);
+        this.done = message.type === "Track" && message.status === "done";
+        this.take(message);
       } catch (error) {
         this.notices.say(`A message of the server could not be read: ${String(error)}. Reload the page.`, "error", "message");
       }
@@ -82,7 +86,8 @@ export class SocketSource implements Source {
   private lost(socket: WebSocket): void {
     if (this.ended || socket !== this.socket) return;
     document.documentElement.dataset["connection"] = "lost";
-    this.notices.say("The server does not answer; what was loaded can still be looked at. Start `scenetx view` again: this page finds it by itself.", "warning", "server");
+    if (this.done) this.notices.say("Tracking has finished; what was shown can still be looked at.", "info", "server");
+    else this.notices.say("The server does not answer; what was loaded can still be looked at. Start `scenetx view` again: this page finds it by itself.", "warning", "server");
     window.setTimeout(() => this.connect(), this.wait);
     this.wait = Math.min(this.wait * 1.7, LONGEST_WAIT);
   }

@@ -3,7 +3,7 @@ import { Matrix4, type Vector3 } from "three";
 import type { SplatData } from "./messages";
 import { SplatDrawing } from "./splatdraw";
 import { MOST_DEGREE } from "./splatfile";
-import type { Sight } from "./splatsort";
+import type { Filter, Sight } from "./splatsort";
 import { SplatWork } from "./splatwork";
 import type { Stage } from "./stage";
 
@@ -22,7 +22,7 @@ export class SplatLayer {
   private readonly work = new SplatWork();
   private generation = 0;
   private drawn = 0;
-  private filter = { budget: Number.MAX_SAFE_INTEGER, leastOpacity: 0, box: [] as number[] };
+  private filter = { share: 1, leastOpacity: 0, box: [] as number[] };
   private degree = MOST_DEGREE;
   private shown = true;
   /** What the order that is drawn, and the one that is being made, were asked for. */
@@ -44,7 +44,7 @@ export class SplatLayer {
     });
     if (generation !== this.generation) return;
     const key = this.key();
-    const { order, count } = await this.work.sort(generation, this.sight(), this.filter, SplatDrawing.orderOf(packed.count));
+    const { order, count } = await this.work.sort(generation, this.sight(), this.filterOf(packed.count), SplatDrawing.orderOf(packed.count));
     if (generation !== this.generation || count === null) return;
     this.drawing.replace(packed, order, count);
     this.drawn = generation;
@@ -61,9 +61,9 @@ export class SplatLayer {
     this.stage.draw();
   }
 
-  /** At most so many splats, the most important ones. */
-  setBudget(budget: number): void {
-    this.choose({ budget: Math.min(budget, Number.MAX_SAFE_INTEGER) });
+  /** This share of the splats, the most important ones; of those that come later too. */
+  setBudget(share: number): void {
+    this.choose({ share });
   }
 
   /** Splats fainter than this are not shown. */
@@ -109,7 +109,7 @@ export class SplatLayer {
     if (!spare) return;
     const key = this.key();
     this.spare = null;
-    const { order, count } = await this.work.sort(drawn, this.sight(), this.filter, spare);
+    const { order, count } = await this.work.sort(drawn, this.sight(), this.filterOf(this.count), spare);
     if (drawn !== this.drawn) return;
     if (count === null) {
       // A newer file is on its way, with its own order.
@@ -120,6 +120,11 @@ export class SplatLayer {
     this.spare = this.drawing.setOrder(order, count);
     this.ordered = key;
     this.stage.draw();
+  }
+
+  private filterOf(count: number): Filter {
+    const { share, leastOpacity, box } = this.filter;
+    return { budget: Math.ceil(count * share), leastOpacity, box };
   }
 
   private sight(): Sight {

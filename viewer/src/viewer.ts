@@ -47,7 +47,8 @@ export class Viewer {
   private readonly address: Address;
   private readonly heading = el("h1", {}, "scenetx");
   private readonly summary = el("p", {}, "");
-  private readonly loading = el("div", { class: "loading" }, el("div", { class: "card" }, "Opening the scene …"));
+  private readonly opening = el("div", { class: "card" }, "Opening the scene …");
+  private readonly loading = el("div", { class: "loading" }, this.opening);
   private readonly label = el("div", { class: "label", hidden: true });
   private readonly side = el("aside", { class: "panel card", "aria-label": "Settings" });
   private readonly modeButton: HTMLButtonElement;
@@ -107,9 +108,15 @@ export class Viewer {
       this.loading.hidden = this.loading.hidden || !this.info?.splats;
     } else if (message.type === "PhotoData") this.photo.addPhoto(message.name, message.data);
     else if (message.type === "Notice") this.notices.say(message.text, message.level);
-    else if (message.type === "Progress") this.live.takeProgress(message);
+    else if (message.type === "Progress") {
+      this.live.takeProgress(message);
+      this.opening.textContent = `${message.title} …`;
+    }
     else if (message.type === "Curve") this.live.takeCurve(message);
-    else if (message.type === "Track") this.live.takeTrack(message);
+    else if (message.type === "Track") {
+      this.live.takeTrack(message);
+      this.opening.textContent = "Finding where the camera is …";
+    }
     else if (message.type === "Picture") void this.stream.take(message);
   }
 
@@ -148,17 +155,11 @@ export class Viewer {
     this.info = info;
     document.title = `${info.title} · scenetx`;
     this.heading.textContent = info.title;
-    const parts = [
-      info.views.length > 0 ? `${count(info.views.length)} photos` : "",
-      info.splats > 0 ? `${count(info.splats)} splats` : "",
-      info.points > 0 ? `${count(info.points)} points` : "",
-    ];
-    this.summary.textContent = parts.filter(Boolean).join(" · ");
     this.controls.up.set(...info.up).normalize();
     this.stage.setRadius(info.radius);
     this.frustums.load(info.views);
     this.photo.load(info.views);
-    this.panel.offer(info.splats > 0, info.points > 0);
+    this.offer(info);
     this.stream.active = info.rendered;
     this.stream.restart();
     if (info.splats === 0 && !this.asked) this.panel.switches.points.set(true);
@@ -168,8 +169,18 @@ export class Viewer {
     if (info.splats === 0) this.loading.hidden = true;
   }
 
+  /** What there is to see; of a scene that is being made the splats come later. */
+  private offer(info: SceneInfo): void {
+    const splats = this.splats.count || info.splats;
+    const parts: readonly [number, string][] = [[info.views.length, "photo"], [splats, "splat"], [info.points, "point"]];
+    this.summary.textContent = parts.filter(([number]) => number > 0).map(([number, what]) => `${count(number)} ${what}${number === 1 ? "" : "s"}`).join(" · ");
+    this.panel.offer(splats > 0, info.points > 0);
+  }
+
   private firstEye(info: SceneInfo): void {
     this.asked = true;
+    // Where there is nothing else, the ground shows how things lie.
+    if (info.splats === 0 && info.points === 0 && !info.rendered) this.panel.switches.grid.set(true);
     const wanted = this.address.read();
     if (wanted) this.stage.look(wanted);
     else if (info.views.length > 0 && (info.splats > 0 || info.rendered)) this.stage.look(startOf(info));
@@ -179,6 +190,9 @@ export class Viewer {
   private async takeSplats(data: SplatData): Promise<void> {
     try {
       await this.splats.load(data);
+      if (this.info) this.offer(this.info);
+      // The points were shown in the splats' place.
+      if (this.times["splats"] === undefined && this.info?.splats === 0) this.panel.switches.points.set(false);
       this.times["splats"] ??= performance.now();
     } catch (error) {
       this.broken(error);
