@@ -6,7 +6,7 @@ Needs Chromium, playwright and Node (scripts/build-viewer). Both pages are open 
 and theirs from each camera; a frame ends when a pixel of it can be read, and ours has its splats in their own order.
 Prints a JSON line and writes benchmarks/viewer.json: medians of milliseconds and of the processors' seconds (which
 other programs on the machine disturb less), ratios of ours over theirs (below 1 is faster), PSNR of both pictures to
-the CPU rasterizer's. Then so many live updates on one page, a hundredth of the splats each: its objects and heap after a
+the CPU rasterizer's. Then so many live updates on one page, a hundredth of the splats each: objects and heap after a
 hundredth of them and at the end.
 """
 
