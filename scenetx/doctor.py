@@ -62,6 +62,8 @@ report(found)
 """
 _NUMBA = """
 import numba, numpy
+from scenetx.splat.cpu_jit import choose_threads
+choose_threads()
 @numba.njit(parallel=True)
 def total(values):
     out = numpy.zeros_like(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numba import njit
 from torch import Tensor
 
 from scenetx.core import InputError
@@ -19,6 +17,7 @@ from scenetx.core.cameras import pixel_grid
 from scenetx.io.lens import distort, pinhole_for
 from scenetx.live.classical_map import Lens
 from scenetx.live.update import Locator
+from scenetx.splat.cpu_jit import kernel
 
 DEFAULT_FOCAL = 1.0  # of the longer side: between a phone's 0.75 and a webcam's 1.2
 SURE = 60  # matches that have to say so before a camera of the map's size is taken for another one
@@ -235,4 +234,4 @@ def _sampled(image, table, out):  # type: ignore[no-untyped-def]  # noqa: ANN001
                 out[i, j, c] = np.uint8(upper + b * (lower - upper) + np.float32(0.5))
 
 
-_remap = njit(cache=True, error_model="numpy", nogil=True)(inspect.unwrap(_sampled))
+_remap = kernel(nogil=True)(_sampled)

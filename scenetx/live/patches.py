@@ -8,24 +8,16 @@ pyramid is ``2**l`` times smaller. Patches carry a border of one pixel for their
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from numba import njit
+
+from scenetx.splat.cpu_jit import kernel
 
 SIDE = 8  # a patch's side, pixels of its level
 LEVELS = 4
 _FLAT = 4.0  # variance (grey values squared) under which a patch has no texture
-
-
-def _kernel(function: Callable[..., Any]) -> Any:
-    """Compiled on first call and kept on disk (or in NUMBA_CACHE_DIR)."""
-    # A run-time type checker may have wrapped the function, which numba cannot read.
-    return njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy", nogil=True)(inspect.unwrap(function))
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ def pyramid(grey: UInt8[np.ndarray, "h w"]) -> list[Float[np.ndarray, "_ _"]]:
     return out
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _halved(image):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     height, width = image.shape[0] // 2, image.shape[1] // 2
     out = np.empty((height, width), np.float32)
@@ -66,7 +58,7 @@ def _halved(image):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return out
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _warp(pixels, start, size, row, places, step, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     half = (SIDE + 2) / 2 - 0.5
     for k in range(len(places)):
@@ -104,7 +96,7 @@ def warped(
     return out
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _best(image, template, middle_x, middle_y, radius):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The window that correlates best with a template of mean 0 and length 1, by whole pixels."""
     n = SIDE * SIDE
@@ -127,7 +119,7 @@ def _best(image, template, middle_x, middle_y, radius):  # type: ignore[no-untyp
     return best, best_x + SIDE / 2, best_y + SIDE / 2
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _search(image, patches, places, radius, found, score):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     n = SIDE * SIDE
     template = np.empty((SIDE, SIDE), np.float32)
@@ -160,7 +152,7 @@ def sought(
     return found, score
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _prepare(patch, J):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Fills J with the patch's gradient, made orthogonal to the patch and to a constant (gain and offset).
 
@@ -198,7 +190,7 @@ def _prepare(patch, J):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return mean, tt, xx, xy, yy
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _compare(image, patch, mean, J, left, top):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Sums over the window at (left, top): its spread, its product with the patch, with the gradients."""
     n = SIDE * SIDE
@@ -219,7 +211,7 @@ def _compare(image, patch, mean, J, left, top):  # type: ignore[no-untyped-def] 
     return ss - s * s / n, st, bx, by
 
 
-@_kernel
+@kernel(fast=True, nogil=True)
 def _refine(image, patches, places, rounds, found, score):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     height, width = image.shape
     J = np.empty((SIDE, SIDE, 2), np.float32)

@@ -11,12 +11,14 @@ from typing import Any
 from numba import config, njit
 
 
-def kernel(*, parallel: bool = False, fast: bool | frozenset[str] = False) -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    *, parallel: bool = False, fast: bool | frozenset[str] = False, nogil: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Compile to machine code on first call and keep it on disk beside the file (or in NUMBA_CACHE_DIR).
 
     numba looks at the time of the kernel's own file only: after editing a constant that another file's kernels use,
     delete the ``*.nbi`` files. ``parallel`` runs on the threads of `choose_threads`. ``fast`` allows fused multiply-add
-    (or names what else is allowed); NaN and infinity stay what they are.
+    (or names what else is allowed); NaN and infinity stay what they are. ``nogil`` lets other Python threads run.
     """
     if parallel:
         choose_threads()
@@ -25,7 +27,7 @@ def kernel(*, parallel: bool = False, fast: bool | frozenset[str] = False) -> Ca
         plain = inspect.unwrap(function)  # a run-time type checker may have wrapped it, which numba cannot read
         flags = ({"contract", "nsz"} if fast is True else set(fast)) if fast else False
         # numpy's error model: a division by zero gives infinity; a check for it would keep loops from vectorising.
-        return njit(cache=True, parallel=parallel, fastmath=flags, error_model="numpy")(plain)
+        return njit(cache=True, parallel=parallel, fastmath=flags, error_model="numpy", nogil=nogil)(plain)
 
     return compile_it
 

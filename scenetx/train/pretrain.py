@@ -66,9 +66,7 @@ class Pretraining(nn.Module):
         return self.end(self.norm(x[:, 1:]))
 
 
-def trunk(
-    model: Da3, x: Float[Tensor, "n t c"], scenes: int, rows: int
-) -> Float[Tensor, "n t c"]:  # fmt: skip
+def trunk(model: Da3, x: Float[Tensor, "n t c"], scenes: int, rows: int) -> Float[Tensor, "n t c"]:
     """All blocks over tokens of the views of some scenes, scene-major; the first view of each is its reference."""
     config, vit = model.config, model.backbone.pretrained
     count, tokens, dim = x.shape

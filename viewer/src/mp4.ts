@@ -1,4 +1,6 @@
 // The MP4 container (ISO/IEC 14496-12, and -15 for H.264), as much of it as one H.264 track of steady rate needs.
+import { join, type Part } from "./bytes";
+
 interface Track {
   /** The decoder's settings as the encoder gives them: the body of an avcC box. */
   readonly settings: Uint8Array;
@@ -11,18 +13,6 @@ interface Track {
 /** Ticks of a frame: time is counted in parts of a second so small that a block's length is whole. */
 const TICKS = 1000;
 const IDENTITY = [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000];
-
-type Part = Uint8Array | readonly number[];
-
-function join(parts: readonly Part[]): Uint8Array<ArrayBuffer> {
-  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
-}
 
 /** Big-endian numbers of 4 bytes each. */
 function words(...values: number[]): Uint8Array {

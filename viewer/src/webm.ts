@@ -1,4 +1,6 @@
 // The WebM container (Matroska, RFC 9559), as much of it as one video track needs.
+import { join } from "./bytes";
+
 interface Track {
   readonly codec: string;
   readonly width: number;
@@ -7,16 +9,6 @@ interface Track {
 }
 
 const CLUSTER_MS = 5000;
-
-function join(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
-}
 
 /** Big-endian, as few bytes as it takes. */
 function whole(value: number): Uint8Array {
