@@ -339,6 +339,19 @@ def test_geometry_learns_on_one_scene_and_is_told_cameras_sometimes(tmp_path):
     assert 0 <= scores["auc30"] <= 100
 
 
+def test_every_scene_of_a_batch_counts_alike():
+    data = replace(SMALL.data, height=28, width=28, context=3)
+    settings = replace(SMALL, model="da3", data=data, loss=LossSettings(normals=0.1, rays=0.2, splat=0.5))
+    task = GeometryTask(build_model(settings), settings.loss)
+    batch = Batches(settings).batch(0, (0, 1))
+    batch["depth"][0, :, ::2] = 0  # a scene of which half is unknown weighs no less
+    with torch.no_grad():
+        both = task(batch, 3)
+        alone = [task({name: value[k : k + 1] for name, value in batch.items()}, 3) for k in range(2)]
+    for name, value in both.items():
+        assert float(value) == pytest.approx(sum(float(one[name]) for one in alone) / 2, rel=1e-4), name
+
+
 def test_a_plane_is_warped_exactly():
     K = torch.tensor([[20.0, 0, 16], [0, 20, 16], [0, 0, 1]])[None]
     source, moved = torch.eye(4)[None], torch.eye(4)[None].clone()

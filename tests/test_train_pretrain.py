@@ -13,11 +13,10 @@ from scenetx.data.procedural import ProceduralConfig, procedural_views
 from scenetx.data.sample import procedural_samples
 from scenetx.data.shards import write_shard
 from scenetx.models.da3 import Da3Config
-from scenetx.models.geometry_model import Ask
 from scenetx.train import checkpoint, losses
 from scenetx.train.feed import Batches
 from scenetx.train.loop import train
-from scenetx.train.pretrain import hidden, in_patches, patch_matches, trunk
+from scenetx.train.pretrain import hidden, in_patches, patch_matches
 from scenetx.train.settings import DataSettings, LossSettings, OptimSettings, PretrainSettings, TrainSettings
 from scenetx.train.tasks import build_model, build_task
 
@@ -39,17 +38,19 @@ def settings(tmp_path_factory) -> TrainSettings:
     return TrainSettings(model="da3", da3=CONFIG, data=data, optim=optim, batch=2, accelerator="cpu", save_every=2)
 
 
-def test_the_trunk_is_the_models_own_and_scenes_do_not_mix():
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("views", [2, 4])
+def test_scenes_at_once_are_each_scene_alone(views, told):
     model = build_model(TrainSettings(model="da3", da3=CONFIG)).eval()
-    images = torch.rand(4, 32, 40, 3, generator=torch.Generator().manual_seed(0))
-    x = model.backbone.pretrained.tokens((images - 0.5).permute(0, 3, 1, 2))
-    with torch.no_grad():
-        both = trunk(model, x, 2, 4)
-        alone = trunk(model, x[2:], 1, 4)
-        model.backbone.pretrained.tokens = lambda _: x[2:]
-        own, _ = model._trunk(images[2:], None, Ask(dense=False))
-    assert torch.allclose(both[2:], alone, atol=1e-5)
-    assert torch.allclose(alone[:, 0], own[:, CONFIG.dim :], atol=1e-5)
+    pictures = procedural_views(range(3), replace(WORLD, views=views))
+    images, K = pictures.rgb.float().flatten(0, 1) / 255, pictures.K.float().flatten(0, 1)
+    cameras = Cameras(pictures.world_from_cam.float().flatten(0, 1), K, 32, 32)
+    together = model.of_scenes(images, 3, cameras if told else None)
+    for scene in range(3):
+        which = torch.arange(scene * views, (scene + 1) * views)
+        alone = model(images[which], cameras[which] if told else None)
+        for name, value in alone.published.items():
+            assert torch.allclose(together.published[name][which], value, atol=1e-5), name
 
 
 def test_patches_are_cut_row_by_row_and_the_share_is_hidden():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scenetx.core import Cameras
@@ -23,7 +23,7 @@ from scenetx.models.geometry import Geometry
 from scenetx.models.geometry_model import Ask, GeometryModel
 from scenetx.models.layers import Block, BlockConfig, Mlp, grid_positions, rope_2d
 from scenetx.models.pose_codec import decode_pose, encode_pose
-from scenetx.models.views import gathered, views_in_chunks
+from scenetx.models.views import at_once, gathered, views_in_chunks
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ class CameraEncoder(nn.Module):
         self.trunk_norm = nn.LayerNorm(dim)
         self.pose_branch = Mlp(9, dim // 2, dim)
 
-    def forward(self, encoding: Float[Tensor, "n 9"]) -> Float[Tensor, "n c"]:
-        x = self.pose_branch(encoding.to(self.token_norm.weight.dtype))
-        return self.trunk_norm(self.trunk(self.token_norm(x)[None]))[0]
+    def forward(self, encoding: Float[Tensor, "n 9"], scenes: int = 1) -> Float[Tensor, "n c"]:
+        x = self.token_norm(self.pose_branch(encoding.to(self.token_norm.weight.dtype)))
+        return self.trunk_norm(self.trunk(x.unflatten(0, (scenes, -1)))).flatten(0, 1)
 
 
 class Da3(GeometryModel):
@@ -196,12 +196,19 @@ class Da3(GeometryModel):
     def _global_layers(self) -> list[int]:
         return [layer for layer in range(self.config.alternate_from, self.config.depth) if layer % 2 == 1]
 
+    def of_scenes(self, images: Float[Tensor, "n h w 3"], scenes: int, cameras: Cameras | None = None) -> Geometry:
+        """`forward` of each of some scenes of equally many views, one after another in ``images``. Training's door."""
+        return self._look(images, Ask(self._given(images, cameras, None, None, True, 0), scenes=scenes))
+
     def _look(self, images: Float[Tensor, "n h w 3"], ask: Ask) -> Geometry:
         height, width = images.shape[1:3]
         told, known = None, ask.given
         if known.world_from_cam is not None and known.K is not None:
-            told = self.cam_enc(encode_pose(known.world_from_cam, known.K, height, width))
-        token, projected = self._trunk(images, told, ask)
+            told = self.cam_enc(encode_pose(known.world_from_cam, known.K, height, width), ask.scenes)
+        vit, chunk = self.backbone.pretrained, at_once(self.config.view_chunk, len(images))
+        x = gathered(({"x": vit.tokens(normalized(few))} for few in images.split(chunk)), len(images))["x"]
+        local, x, projected = self.trunk(x, (height // self.patch, width // self.patch), ask, told)
+        token = torch.cat([local[:, 0], x[:, 0]], dim=-1)
         encoding = self.cam_dec(token)
         world_from_cam, K = decode_pose(encoding, height, width)
         found = Cameras(world_from_cam, K, height, width)
@@ -215,7 +222,8 @@ class Da3(GeometryModel):
         """Depth and rays with their confidences, a few pictures at a time."""
 
         def answers() -> Iterator[dict[str, Tensor]]:
-            for few in zip(*(x.split(self.config.head_chunk) for x in projected), strict=True):
+            chunk = at_once(self.config.head_chunk, len(projected[0]))
+            for few in zip(*(x.split(chunk) for x in projected), strict=True):
                 depth, ray = self.head(list(few), aspect)
                 yield {
                     "depth": depth[..., 0].exp(),
@@ -226,78 +234,88 @@ class Da3(GeometryModel):
 
         return gathered(answers(), len(projected[0]))
 
-    def _trunk(
-        self, images: Float[Tensor, "n h w 3"], given: Float[Tensor, "m c"] | None, ask: Ask
-    ) -> tuple[Float[Tensor, "n c2"], list[Float[Tensor, "n _ _ _"]]]:
-        """Camera tokens after the last block, and the four layers' projected patch tokens."""
-        c, vit, queries = self.config, self.backbone.pretrained, ask.queries
-        n, height, width = images.shape[:3]
-        grid = (height // c.patch, width // c.patch)
-        x = gathered(({"x": vit.tokens(normalized(few))} for few in images.split(c.view_chunk)), n)["x"]
-        tokens = x.shape[1]
+    def trunk(
+        self,
+        x: Float[Tensor, "n t c"],
+        grid: tuple[int, int],
+        ask: Ask,
+        given: Float[Tensor, "m c"] | None = None,
+    ) -> tuple[Float[Tensor, "n t c"], Float[Tensor, "n t c"], list[Float[Tensor, "n _ _ _"]]]:
+        """All blocks over the tokens of pictures of ``grid`` patches.
+
+        After the last block that sees one picture, after the last block, and four layers' projected patch tokens.
+        ``given``: camera tokens of the pictures before the queries.
+        """
+        c, queries = self.config, ask.queries
+        n, tokens = x.shape[:2]
         local_rope = rope_2d(grid_positions(*grid, special=1).to(x.device), c.dim // c.heads)
         # In global blocks every patch of every picture sits at (1, 1): keys carry no place and no order.
         global_rope = rope_2d(grid_positions(*grid, special=1, constant=True).to(x.device), c.dim // c.heads)
+        global_rope = global_rope.tiled(n // ask.scenes)
         # Pictures that only ask are masked out for the others; in a step the map is not here, only its cache.
         mask = query_mask(tokens, n, queries).to(x.device) if 0 < queries < n else None
         projected: list[Tensor] = []
-        local, reference = x, 0
-        for layer, block in enumerate(vit.blocks):
-            if layer == c.alternate_from - 1 and given is None and n - queries >= 3:
-                reference = reference_view(x[: n - queries, 0])
+        local, ordinary = x, x[: n - queries, 0]
+        for layer, block in enumerate(self.backbone.pretrained.blocks):
+            if layer == c.alternate_from - 1:
+                ordinary = x[: n - queries, 0]
             if layer == c.alternate_from:
-                x = torch.cat([self._camera_tokens(n, given, queries, reference)[:, None], x[:, 1:]], dim=1)
+                cameras = self._camera_tokens(n, ordinary, ask.scenes) if given is None else self._told(n, given)
+                x = torch.cat([cameras[:, None], x[:, 1:]], dim=1)
             if layer < c.alternate_from:
                 x = local = views_in_chunks(block, x, c.view_chunk)
             elif layer % 2 == 0:
                 x = local = views_in_chunks(block, x, c.view_chunk, local_rope)
             else:
                 remember = ask.door("trunk", self._global_layers().index(layer)) if ask.door else None
-                together = x.reshape(1, n * tokens, c.dim)
-                x = block(together, rope=global_rope.tiled(n), mask=mask, remember=remember).view(n, tokens, c.dim)
+                together = x.reshape(ask.scenes, -1, c.dim)
+                x = block(together, rope=global_rope, mask=mask, remember=remember).reshape(n, tokens, c.dim)
             if layer in c.out_layers and ask.dense:
-                projected.append(self._project(len(projected), local, x, grid, width / height))
-        return torch.cat([local[:, 0], x[:, 0]], dim=-1), projected
+                projected.append(self._project(len(projected), local, x, grid))
+        return local, x, projected
 
     def _project(
-        self,
-        index: int,
-        local: Float[Tensor, "n t c"],
-        x: Float[Tensor, "n t c"],
-        grid: tuple[int, int],
-        aspect: float,
+        self, index: int, local: Float[Tensor, "n t c"], x: Float[Tensor, "n t c"], grid: tuple[int, int]
     ) -> Float[Tensor, "n d i j"]:
         """What the head needs of a layer, a few pictures at a time: it is smaller than the layer."""
-        norm, chunk = self.backbone.pretrained.norm, self.config.head_chunk
+        norm, chunk = self.backbone.pretrained.norm, at_once(self.config.head_chunk, len(x))
         pairs = (
             torch.cat([a[:, 1:], norm(b[:, 1:])], dim=-1)
             for a, b in zip(local.split(chunk), x.split(chunk), strict=True)
         )
-        return gathered(({"x": self.head.project(index, pair, grid, aspect)} for pair in pairs), len(x))["x"]
+        # Patches are square: the grid's aspect is the picture's.
+        return gathered(({"x": self.head.project(index, pair, grid, grid[1] / grid[0])} for pair in pairs), len(x))["x"]
 
-    def _camera_tokens(
-        self, n: int, given: Float[Tensor, "m c"] | None, queries: int, reference: int
-    ) -> Float[Tensor, "n c"]:
-        """The token that replaces cls: learned (one for the reference picture, one for others) or of given cameras."""
+    def _camera_tokens(self, n: int, ordinary: Float[Tensor, "m c"], scenes: int) -> Float[Tensor, "n c"]:
+        """The token that replaces cls, learned: one for the reference picture of each scene, one for the others.
+
+        ordinary: class tokens of the pictures that may be a reference, those before the queries.
+        """
         first, other = self.backbone.pretrained.camera_token[0]
         tokens = other.expand(n, -1).clone()
-        if given is not None:
-            tokens[: n - queries] = given
-        elif queries < n:
-            tokens[reference] = first
+        views = len(ordinary) // scenes
+        if views:
+            start = torch.arange(0, len(ordinary), views, device=tokens.device)
+            few = views < 3  # published: then the first
+            tokens[start if few else start + reference_view(ordinary.unflatten(0, (scenes, views)))] = first
         return tokens
 
+    def _told(self, n: int, given: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
+        """Tokens of given cameras, and the learned one for the queries."""
+        return torch.cat([given, self.backbone.pretrained.camera_token[0, 1].expand(n - len(given), -1)])
 
-def reference_view(cls: Float[Tensor, "n c"]) -> int:
+
+def reference_view(cls: Float[Tensor, "*b n c"]) -> Int[Tensor, "*b"]:
     """The picture whose class token is most ordinary in similarity, norm and variance (published: saddle_balanced)."""
     norm = cls.norm(dim=-1)
-    unit = cls / norm[:, None]
-    n = len(cls)
-    similarity = ((unit @ unit.T) - torch.eye(n, device=cls.device)).sum(-1) / (n - 1)
-    off_middle = torch.zeros(n, device=cls.device)
+    unit = cls / norm[..., None]
+    n = cls.shape[-2]
+    similarity = ((unit @ unit.mT) - torch.eye(n, device=cls.device)).sum(-1) / (n - 1)
+    off_middle = torch.zeros_like(norm)
     for measure in (similarity, norm, unit.var(dim=-1)):
-        off_middle += ((measure - measure.min()) / (measure.max() - measure.min() + 1e-8) - 0.5).abs()
-    return int(off_middle.argmin())
+        low, high = measure.amin(-1, keepdim=True), measure.amax(-1, keepdim=True)
+        off_middle += ((measure - low) / (high - low + 1e-8) - 0.5).abs()
+    return off_middle.argmin(-1)
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class Ask:
 
     given: what is known of the pictures before the ``queries`` last ones. door: of a cache that is filled, or stepped
     against. dense: depth too, not the camera alone. notes: those of the map, in a step (all pictures are then queries).
+    scenes: that many of equally many pictures, one after another, that do not see each other (training; no queries).
     """
 
     given: Given = NOTHING
@@ -33,6 +34,7 @@ class Ask:
     door: Door | None = None
     dense: bool = True
     notes: Mapping[str, Tensor] | None = None
+    scenes: int = 1
 
 
 class GeometryModel(nn.Module):

@@ -27,6 +27,7 @@ from scenetx.models.layers import grid_positions
 from scenetx.models.prope import Place, Prope, Turned, projections
 from scenetx.models.rays import Rays, camera_rays, check_cameras, mean_frame
 from scenetx.models.view_layers import EPS, SelfBlock, initialise, norm, padded, patches, self_blocks, unpatched
+from scenetx.models.views import at_once
 from scenetx.models.weights import renamed
 
 STAGES = 3
@@ -230,7 +231,7 @@ class Mvp(nn.Module):
 
     def _each(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """What sees one view at a time; without gradients a few views at once, which bounds the memory."""
-        size = len(inputs[0]) if torch.is_grad_enabled() else self.config.view_chunk
+        size = at_once(self.config.view_chunk, len(inputs[0]))
         return torch.cat([part(*some) for some in zip(*(x.split(size) for x in inputs), strict=True)])
 
     def _coarser(

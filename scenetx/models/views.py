@@ -30,10 +30,16 @@ def gathered(parts: Iterable[Mapping[str, Tensor]], views: int) -> dict[str, Ten
     return whole
 
 
+def at_once(chunk: int, views: int) -> int:
+    """How many of ``views`` pictures to take at a time: with gradients all, since then every part's work is kept."""
+    return views if torch.is_grad_enabled() else chunk
+
+
 def views_in_chunks(
     block: nn.Module, x: Float[Tensor, "n t c"], chunk: int, rope: Rope | None = None
 ) -> Float[Tensor, "n t c"]:
     """A block in which pictures do not see each other, ``chunk`` pictures at a time."""
+    chunk = at_once(chunk, len(x))
     if len(x) <= chunk:
         return block(x, rope=rope)
     return gathered(({"x": block(part, rope=rope)} for part in x.split(chunk)), len(x))["x"]

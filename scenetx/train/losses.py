@@ -1,5 +1,6 @@
 """What training minimises: pictures, depth with confidence, points, cameras, normals. Pure functions of tensors.
 
+Every scene of a batch counts alike: what is a mean over pixels is one of each scene first.
 Geometry is compared in a gauge of its own: scenes are scaled so that the mean true distance from the cameras is one,
 and poses are compared between pairs of views, so that neither the choice of the world nor of the first view matters.
 """
@@ -38,64 +39,71 @@ def gradient_loss(a: Float[Tensor, "n h w 3"], b: Float[Tensor, "n h w 3"]) -> F
     return (off.diff(dim=1).abs().mean() + off.diff(dim=2).abs().mean()) / 2
 
 
+def mean_of_valid(values: Float[Tensor, "*b v h w"], valid: Bool[Tensor, "*b v h w"]) -> Float[Tensor, "*b"]:
+    """Each scene's mean over its valid pixels; 0 where there is none."""
+    return (values * valid).sum((-3, -2, -1)) / valid.sum((-3, -2, -1)).clamp_min(1)
+
+
 def scene_scale(
-    depth: Float[Tensor, "v h w"], K: Float[Tensor, "v 3 3"], valid: Bool[Tensor, "v h w"]
-) -> Float[Tensor, ""]:
+    depth: Float[Tensor, "*b v h w"], K: Float[Tensor, "*b v 3 3"], valid: Bool[Tensor, "*b v h w"]
+) -> Float[Tensor, "*b"]:
     """Mean distance of the valid points from their own cameras; 1 where there is none."""
-    distance = points_in_camera(depth, K).norm(dim=-1)
-    total = valid.sum()
-    return torch.where(total > 0, (distance * valid).sum() / total.clamp_min(1), 1.0)
+    distance = mean_of_valid(points_in_camera(depth, K).norm(dim=-1), valid)
+    return torch.where(valid.any(-1).any(-1).any(-1), distance, 1.0)
 
 
-def points_in_camera(depth: Float[Tensor, "v h w"], K: Float[Tensor, "v 3 3"]) -> Float[Tensor, "v h w 3"]:
+def points_in_camera(depth: Float[Tensor, "*b h w"], K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b h w 3"]:
     """Points of z-depth maps in their cameras' frames (no skew)."""
-    height, width = depth.shape[1:]
+    height, width = depth.shape[-2:]
     x = torch.arange(width, device=depth.device) + 0.5
     y = torch.arange(height, device=depth.device) + 0.5
-    right = (x - K[:, None, None, 0, 2]) / K[:, None, None, 0, 0]
-    down = (y[:, None] - K[:, None, None, 1, 2]) / K[:, None, None, 1, 1]
+    lens = K[..., None, None, :, :]
+    right = (x - lens[..., 0, 2]) / lens[..., 0, 0]
+    down = (y[:, None] - lens[..., 1, 2]) / lens[..., 1, 1]
     return torch.stack([right * depth, down * depth, depth], -1)
 
 
 def confident_l1(
-    error: Float[Tensor, "v h w"], confidence: Float[Tensor, "v h w"], valid: Bool[Tensor, "v h w"], weight: float
+    error: Float[Tensor, "*b v h w"],
+    confidence: Float[Tensor, "*b v h w"],
+    valid: Bool[Tensor, "*b v h w"],
+    weight: float,
 ) -> Float[Tensor, ""]:
     """``mean(c e - weight log c)`` over valid pixels (Kendall and Gal, 2017; DUSt3R, eq. 4): doubt costs too."""
-    total = valid.sum().clamp_min(1)
-    return ((confidence * error - weight * confidence.log()) * valid).sum() / total
+    return mean_of_valid(confidence * error - weight * confidence.log(), valid).mean()
 
 
 def depth_gradient_loss(
-    found: Float[Tensor, "v h w"], true: Float[Tensor, "v h w"], valid: Bool[Tensor, "v h w"], scales: int = 3
+    found: Float[Tensor, "*b v h w"], true: Float[Tensor, "*b v h w"], valid: Bool[Tensor, "*b v h w"], scales: int = 3
 ) -> Float[Tensor, ""]:
     """Steps between neighbouring pixels of the depth error, at ``scales`` strides (MegaDepth; MiDaS, eq. 11)."""
     total = found.new_zeros(())
     for k in range(scales):
-        off, known = (found - true)[:, :: 2**k, :: 2**k], valid[:, :: 2**k, :: 2**k]
-        for dim in (1, 2):
+        off, known = (found - true)[..., :: 2**k, :: 2**k], valid[..., :: 2**k, :: 2**k]
+        for dim in (-2, -1):
             if off.shape[dim] > 1:
                 both = known.narrow(dim, 1, known.shape[dim] - 1) & known.narrow(dim, 0, known.shape[dim] - 1)
-                total = total + (off.diff(dim=dim).abs() * both).sum() / both.sum().clamp_min(1)
+                total = total + mean_of_valid(off.diff(dim=dim).abs(), both).mean()
     return total / scales
 
 
 def relative_pose_loss(
-    true: Float[Tensor, "v 4 4"], found: Float[Tensor, "v 4 4"], huber: float = 0.1
+    true: Float[Tensor, "*b v 4 4"], found: Float[Tensor, "*b v 4 4"], huber: float = 0.1
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Rotation and translation error of all ordered pairs of views (pi3, arXiv 2507.13347, eq. 5 to 8).
 
     Both must have one scale. Rotation: half the squared chordal distance, ``1 - cos(angle)`` doubled, kept linear for
     large angles by its root; translation: Huber's. Zero for a single view.
     """
-    views = len(true)
+    views = true.shape[-3]
     if views < 2:
         return found.new_zeros(()), found.new_zeros(())
     first, second = torch.where(~torch.eye(views, dtype=torch.bool, device=true.device))
-    wanted = invert_rigid(true)[first] @ true[second]
-    got = invert_rigid(found)[first] @ found[second]
-    square = (wanted[:, :3, :3] - got[:, :3, :3]).square().sum((-1, -2)) / 2
+    wanted = invert_rigid(true)[..., first, :, :] @ true[..., second, :, :]
+    got = invert_rigid(found)[..., first, :, :] @ found[..., second, :, :]
+    square = (wanted[..., :3, :3] - got[..., :3, :3]).square().sum((-1, -2)) / 2
     rotation = (square + 1e-4).sqrt() - 1e-2
-    translation = torch.nn.functional.huber_loss(got[:, :3, 3], wanted[:, :3, 3], delta=huber) / huber
+    translation = torch.nn.functional.huber_loss(got[..., :3, 3], wanted[..., :3, 3], delta=huber) / huber
     return rotation.mean(), translation
 
 
@@ -125,23 +133,24 @@ def splat_loss(rgb: Float[Tensor, "v h w 3"], depth: Float[Tensor, "v h w"], cam
     return ((colour - rgb[-1:]).abs().mean(-1) * covered).sum() / covered.sum().clamp_min(1)
 
 
-def normals_of_depth(depth: Float[Tensor, "v h w"], K: Float[Tensor, "v 3 3"]) -> Float[Tensor, "v h-1 w-1 3"]:
-    """Unit normals, towards the camera, of the surface between each pixel, its right and its lower neighbour."""
+def normals_of_depth(depth: Float[Tensor, "*b h w"], K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b i j 3"]:
+    """Unit normals, towards the camera, of the surface between each pixel, its right and its lower neighbour:
+    a row and a column fewer than pixels."""
     points = points_in_camera(depth, K)
-    across = points[:, :-1, 1:] - points[:, :-1, :-1]
-    down = points[:, 1:, :-1] - points[:, :-1, :-1]
+    across = points[..., :-1, 1:, :] - points[..., :-1, :-1, :]
+    down = points[..., 1:, :-1, :] - points[..., :-1, :-1, :]
     normal = normalize(torch.linalg.cross(down, across, dim=-1), dim=-1, eps=1e-8)
-    away = (normal * points[:, :-1, :-1]).sum(-1, keepdim=True) > 0
+    away = (normal * points[..., :-1, :-1, :]).sum(-1, keepdim=True) > 0
     return torch.where(away, -normal, normal)
 
 
 def normals_loss(
-    depth: Float[Tensor, "v h w"],
-    K: Float[Tensor, "v 3 3"],
-    normals: Float[Tensor, "v h w 3"],
-    valid: Bool[Tensor, "v h w"],
+    depth: Float[Tensor, "*b v h w"],
+    K: Float[Tensor, "*b v 3 3"],
+    normals: Float[Tensor, "*b v h w 3"],
+    valid: Bool[Tensor, "*b v h w"],
 ) -> Float[Tensor, ""]:
     """``1 - cos`` between the normals of found depth and true ones, where a pixel and its neighbours are valid."""
-    cosine = (normals_of_depth(depth, K) * normals[:, :-1, :-1]).sum(-1)
-    sound = valid[:, :-1, :-1] & valid[:, 1:, :-1] & valid[:, :-1, 1:]
-    return ((1 - cosine) * sound).sum() / sound.sum().clamp_min(1)
+    cosine = (normals_of_depth(depth, K) * normals[..., :-1, :-1, :]).sum(-1)
+    sound = valid[..., :-1, :-1] & valid[..., 1:, :-1] & valid[..., :-1, 1:]
+    return mean_of_valid(1 - cosine, sound).mean()

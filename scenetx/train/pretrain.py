@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from scenetx.core.rigid import invert_rigid
 from scenetx.models.backbone import normalized
 from scenetx.models.da3 import Da3
-from scenetx.models.layers import grid_positions, rope_2d
+from scenetx.models.geometry_model import Ask
 from scenetx.train import losses
 from scenetx.train.settings import PretrainSettings
 
@@ -54,38 +54,16 @@ class Pretraining(nn.Module):
     ) -> Float[Tensor, "n t k"]:
         """What the end says of each patch of the views of some scenes. ``hidden`` patches are not seen; ``more``
         is made into tokens that are added."""
-        patch = self.geometry.config.patch
+        grid = (images.shape[1] // self.geometry.patch, images.shape[2] // self.geometry.patch)
         x = self.geometry.backbone.pretrained.tokens(normalized(images))
         seen = x[:, 1:]
         if hidden is not None:
-            places = self.geometry.backbone.pretrained.positions(*(side // patch for side in images.shape[1:3]))
+            places = self.geometry.backbone.pretrained.positions(*grid)
             seen = torch.where(hidden[..., None], self.mask_token + places[:, 1:], seen)
         if more is not None:
             seen = seen + self.depth_tokens(more)
-        x = trunk(self.geometry, torch.cat([x[:, :1], seen], 1), scenes, images.shape[1] // patch)
+        _, x, _ = self.geometry.trunk(torch.cat([x[:, :1], seen], 1), grid, Ask(dense=False, scenes=scenes))
         return self.end(self.norm(x[:, 1:]))
-
-
-def trunk(model: Da3, x: Float[Tensor, "n t c"], scenes: int, rows: int) -> Float[Tensor, "n t c"]:
-    """All blocks over tokens of the views of some scenes, scene-major; the first view of each is its reference."""
-    config, vit = model.config, model.backbone.pretrained
-    count, tokens, dim = x.shape
-    grid = (rows, (tokens - 1) // rows)
-    local = rope_2d(grid_positions(*grid, special=1).to(x.device), dim // config.heads)
-    together = rope_2d(grid_positions(*grid, special=1, constant=True).to(x.device), dim // config.heads)
-    together = together.tiled(count // scenes)
-    for layer, block in enumerate(vit.blocks):
-        if layer == config.alternate_from:
-            first, other = vit.camera_token[0]
-            cameras = torch.cat([first[None], other.expand(count // scenes - 1, -1)]).repeat(scenes, 1)
-            x = torch.cat([cameras[:, None], x[:, 1:]], 1)
-        if layer < config.alternate_from:
-            x = block(x)
-        elif layer % 2 == 0:
-            x = block(x, rope=local)
-        else:
-            x = block(x.reshape(scenes, -1, dim), rope=together).reshape(count, tokens, dim)
-    return x
 
 
 class PretrainTask(nn.Module):

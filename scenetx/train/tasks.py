@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ class ViewTask(nn.Module):
 
 
 class GeometryTask(nn.Module):
-    """A geometry model shown all views of each scene, scene by scene; sometimes told their cameras."""
+    """A geometry model shown all views of each scene; sometimes told their cameras."""
 
     def __init__(self, model: nn.Module, weights: LossSettings) -> None:
         super().__init__()
@@ -109,61 +108,44 @@ class GeometryTask(nn.Module):
 
     def forward(self, batch: Batch, context: int, told: bool = False) -> dict[str, Tensor]:
         """``loss`` and its parts, unweighted, as means over scenes of the first ``context`` views."""
-        scenes = [self._scene({name: value[k, :context] for name, value in batch.items()}, told)
-                  for k in range(len(batch["rgb"]))]  # fmt: skip
-        return {name: torch.stack([scene[name] for scene in scenes]).mean() for name in scenes[0]}
-
-    def _scene(self, scene: Batch, told: bool) -> dict[str, Tensor]:
-        w, depth, K = self.weights, scene["depth"].float(), scene["K"].float()
+        w, rgb = self.weights, batch["rgb"][:, :context].float() / 255
+        depth, K = batch["depth"][:, :context].float(), batch["K"][:, :context].float()
+        scenes, (height, width) = len(rgb), rgb.shape[2:4]
         valid = (depth > 0) & depth.isfinite()
         depth = torch.where(valid, depth, 1.0)
-        height, width = depth.shape[1:]
         scale = losses.scene_scale(depth, K, valid)
-        true = _first_view_world(scene["world_from_cam"].float(), scale)
-        depth = depth / scale
-        given = Cameras(true, K, height, width) if told else None
-        found = self.model(scene["rgb"].float() / 255, given)
+        true = _first_view_world(batch["world_from_cam"][:, :context].float(), scale)
+        depth = depth / scale[:, None, None, None]
+        lenses = Cameras(true.flatten(0, 1), K.flatten(0, 1), height, width)
+        assert isinstance(self.model, Da3)
+        found = self.model.of_scenes(rgb.flatten(0, 1), scenes, lenses if told else None)
         assert found.depth is not None
         assert found.confidence is not None
-        z, confidence = found.depth.float(), found.confidence.float()
+        z, confidence = (value.float().unflatten(0, (scenes, context)) for value in (found.depth, found.confidence))
+        poses, found_K = (
+            value.float().unflatten(0, (scenes, context)) for value in (found.cameras.world_from_cam, found.cameras.K)
+        )
         error = (z - depth).abs() / depth.clamp_min(0.1)
         parts = {"depth": losses.confident_l1(error, confidence, valid, w.confidence)}
         parts["depth_gradient"] = losses.depth_gradient_loss(z.clamp_min(1e-4).log(), depth.log(), valid)
-        poses = found.cameras.world_from_cam.float()
         parts["rotation"], parts["translation"] = losses.relative_pose_loss(true, poses)
-        wanted = torch.stack([2 * torch.atan(height / 2 / K[:, 1, 1]), 2 * torch.atan(width / 2 / K[:, 0, 0])], -1)
-        parts["fov"] = (found.published["pose_enc"].float()[:, 7:9] - wanted).abs().mean()
+        wanted = torch.stack([2 * torch.atan(height / 2 / K[..., 1, 1]), 2 * torch.atan(width / 2 / K[..., 0, 0])], -1)
+        parts["fov"] = (found.published["pose_enc"].float()[:, 7:9] - wanted.flatten(0, 1)).abs().mean()
         if w.points:
-            parts["points"] = self._points(z, depth, found.cameras.K.float(), K, poses, true, valid)
-        if w.rays and "ray" in found.published:
-            parts["rays"] = _rays_loss(
-                found.published["ray"].float(), Cameras(true, K, height, width), poses[0].detach()
-            )
-        if w.normals and "normals" in scene:
-            parts["normals"] = losses.normals_loss(z, K, scene["normals"].float(), valid)
+            parts["points"] = _points_loss((z, found_K, poses), (depth, K, true), valid)
+        if w.rays:
+            parts["rays"] = _rays_loss(found.published["ray"].float(), lenses, poses[:, 0].detach())
+        if w.normals and "normals" in batch:
+            parts["normals"] = losses.normals_loss(z, K, batch["normals"][:, :context].float(), valid)
         if w.splat:
-            parts["splat"] = losses.splat_loss(
-                scene["rgb"].float() / 255, z, replace(found.cameras, world_from_cam=poses)
-            )
+            parts["splat"] = _splat_loss(rgb, z, Cameras(poses.flatten(0, 1), found.cameras.K, height, width))
         weights = {"splat": w.splat, "depth": w.depth, "depth_gradient": w.depth_gradient, "rotation": w.camera}
         weights |= {"translation": w.camera, "fov": w.fov, "points": w.points, "rays": w.rays}
         weights["normals"] = w.normals
         loss = sum((weights[name] * value for name, value in parts.items()), z.new_zeros(()))
         # The share of pixels whose depth is right, without doubt's weight: what a person wants to see fall.
-        parts["absrel"] = ((error * valid).sum() / valid.sum().clamp_min(1)).detach()
+        parts["absrel"] = losses.mean_of_valid(error, valid).mean().detach()
         return {"loss": loss, **parts}
-
-    def _points(
-        self, z: Tensor, depth: Tensor, K: Tensor, true_K: Tensor, poses: Tensor, true: Tensor, valid: Tensor
-    ) -> Float[Tensor, ""]:
-        """Points of found depth and found cameras against true ones, each set in its own first camera's frame."""
-        first = invert_rigid(poses)[:1]
-        places = []
-        for plane, lens, motion in ((z, K, first @ poses), (depth, true_K, true)):
-            in_cam = losses.points_in_camera(plane, lens)
-            places.append(torch.einsum("vij,vhwj->vhwi", motion[:, :3, :3], in_cam) + motion[:, None, None, :3, 3])
-        off = (places[0] - places[1]).norm(dim=-1) / depth.clamp_min(0.1)
-        return (off.clamp_max(10.0) * valid).sum() / valid.sum().clamp_min(1)
 
 
 def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask | PretrainTask:
@@ -208,20 +190,42 @@ def _of_floats(method: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return lambda x: method(x.float())
 
 
-def _rays_loss(found: Float[Tensor, "v i j 6"], true: Cameras, world: Float[Tensor, "4 4"]) -> Float[Tensor, ""]:
-    """Directions (z = 1 in the camera) and origins of rays against those of ``true`` cameras, which are given in the
-    first view's frame; ``world`` is where the model put that view, so that rays and cameras need one gauge only."""
+Seen = tuple[Float[Tensor, "b v h w"], Float[Tensor, "b v 3 3"], Float[Tensor, "b v 4 4"]]
+"""z-depth, intrinsics and ``world_from_cam`` of the views of some scenes."""
+
+
+def _points_loss(found: Seen, true: Seen, valid: Tensor) -> Float[Tensor, ""]:
+    """Points of found depth and found cameras against true ones, each set in its own first camera's frame."""
+    places = []
+    for depth, K, world_from_cam in (found, true):
+        first_from_cam = invert_rigid(world_from_cam[:, :1]) @ world_from_cam
+        turned = torch.einsum("bvij,bvhwj->bvhwi", first_from_cam[..., :3, :3], losses.points_in_camera(depth, K))
+        places.append(turned + first_from_cam[..., None, None, :3, 3])
+    off = (places[0] - places[1]).norm(dim=-1) / true[0].clamp_min(0.1)
+    return losses.mean_of_valid(off.clamp_max(10.0), valid).mean()
+
+
+def _splat_loss(rgb: Float[Tensor, "b v h w 3"], depth: Float[Tensor, "b v h w"], cameras: Cameras) -> Tensor:
+    """`losses.splat_loss`, scene by scene: each is rasterized on its own. cameras: of all views, scene-major."""
+    views = torch.arange(len(cameras), device=depth.device).unflatten(0, depth.shape[:2])
+    each = [losses.splat_loss(rgb[k], depth[k], cameras[views[k]]) for k in range(len(rgb))]
+    return torch.stack(each).mean()
+
+
+def _rays_loss(found: Float[Tensor, "n i j 6"], true: Cameras, world: Float[Tensor, "b 4 4"]) -> Float[Tensor, ""]:
+    """Directions (z = 1 in the camera) and origins of rays against those of ``true`` cameras, which are given in their
+    scene's first view's frame; ``world`` is where the model put that view, so that rays and cameras need one gauge."""
     rows, columns = found.shape[1:3]
     K = true.resized(rows, columns).K
     ahead = losses.points_in_camera(torch.ones_like(found[..., 0]), K)
-    motion = world @ true.world_from_cam
+    motion = (world[:, None] @ true.world_from_cam.unflatten(0, (len(world), -1))).flatten(0, 1)
     direction = torch.einsum("vij,vhwj->vhwi", motion[:, :3, :3], ahead)
     origin = motion[:, None, None, :3, 3]
     return (found[..., :3] - direction).abs().mean() + (found[..., 3:] - origin).abs().mean()
 
 
-def _first_view_world(world_from_cam: Float[Tensor, "v 4 4"], scale: Float[Tensor, ""]) -> Float[Tensor, "v 4 4"]:
-    """Poses in the first view's frame, lengths divided by ``scale``."""
-    relative = invert_rigid(world_from_cam[:1]) @ world_from_cam
-    shift = relative[:, :3, 3:] / scale
-    return torch.cat([torch.cat([relative[:, :3, :3], shift], -1), relative[:, 3:]], -2)
+def _first_view_world(world_from_cam: Float[Tensor, "b v 4 4"], scale: Float[Tensor, "b"]) -> Float[Tensor, "b v 4 4"]:
+    """Poses in their scene's first view's frame, lengths divided by ``scale``."""
+    relative = invert_rigid(world_from_cam[:, :1]) @ world_from_cam
+    shift = relative[..., :3, 3:] / scale[:, None, None, None]
+    return torch.cat([torch.cat([relative[..., :3, :3], shift], -1), relative[..., 3:, :]], -2)
