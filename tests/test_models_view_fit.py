@@ -32,7 +32,7 @@ POSED: dict[str, tuple[Callable[[], nn.Module], float]] = {
     ),
     "srt": (lambda: Srt(replace(SRT_MSN, **SET, octaves=8, position_start=-2, grid=(4, 4))), 1e-3),
     "isrt": (lambda: Srt(replace(ISRT, **SET, octaves=8, position_start=-2, query_hidden=64, render=(64, 64))), 1e-3),
-    "gnt": (lambda: Gnt(GntConfig(dim=32, heads=2, layers=2, samples=16, features=16, experts=2)), 3e-3),
+    "gnt": (lambda: Gnt(GntConfig(dim=32, heads=2, layers=2, samples=8, features=16, experts=2)), 3e-3),
 }
 
 
