@@ -226,11 +226,17 @@ def adjust(
 
 
 def halves_agree(model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int]) -> bool:
-    """Do both halves of the pictures, every second one, find the principal points of all to within `DETERMINED`?
+    """Do both halves of the pictures find the principal points of all to within `DETERMINED`?
 
     Bundle adjustment's covariance takes errors for independent; those of one picture are not, and where few pictures
     turn little they put the principal point percents away and the cameras with it.
     """
+    return all(apart / 2 <= DETERMINED for apart in halves_apart(model, settings, fixed).values())
+
+
+def halves_apart(model: pycolmap.Reconstruction, settings: SfmSettings, fixed: frozenset[int]) -> dict[int, float]:
+    """By camera, how far apart the principal points are that every second picture and the others find, as a share of
+    the longer side. Cameras in ``fixed`` are left out."""
     ids = sorted(model.reg_image_ids())
     points = []
     for left_out in (ids[::2], ids[1::2]):
@@ -239,8 +245,8 @@ def halves_agree(model: pycolmap.Reconstruction, settings: SfmSettings, fixed: f
             half.deregister_frame(half.image(image_id).frame_id)
         adjust(half, settings, fixed, principal_point=True)
         points.append({i: _principal_point(half.camera(i)) for i in set(_pictures_of(model)) - fixed})
-    spread = {i: np.abs(point - points[1][i]).max() / 2 for i, point in points[0].items()}
-    return all(off <= DETERMINED * max(model.camera(i).width, model.camera(i).height) for i, off in spread.items())
+    longer = {i: max(model.camera(i).width, model.camera(i).height) for i in points[0]}
+    return {i: float(np.abs(point - points[1][i]).max()) / longer[i] for i, point in points[0].items()}
 
 
 def _principal_point(camera: pycolmap.Camera) -> np.ndarray:
