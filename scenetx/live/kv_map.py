@@ -27,8 +27,8 @@ from scenetx.live.keyframes import Keyframe
 from scenetx.models.attention import KVCache
 from scenetx.models.geometry import Geometry
 from scenetx.models.memory import available_memory, check_fits, need
-from scenetx.models.pictures import RULES, SizeRule, Window, to_model
-from scenetx.models.zoo import find, identify, load_model, source_of
+from scenetx.models.open_geometry import find_geometry
+from scenetx.models.pictures import SizeRule, Window, to_model
 
 FORMAT = "scenetx-kv-map-1"
 CACHE_FILE, KEYFRAMES_FILE = "cache.safetensors", "keyframes.safetensors"
@@ -168,19 +168,14 @@ def open_eye(model: str, *, weights: str = "hub", side: int = 0, device: str = "
     0 = as published. Smaller is faster. device: auto = the first CUDA device, else the CPU. Raises InputError for
     unknown names, models that make pictures, and missing weights (never goes online).
     """
-    if Path(model).is_file():
-        weights, model = model, identify(Path(model), "geometry").name
-    entry = find(model)
-    if entry.kind != "geometry":
-        raise InputError("model", model, "it makes pictures, not geometry; see: scenetx models list")
+    meant = find_geometry(model, weights)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    module: Any = load_model(model, weights, device=device)
-    source = source_of(entry).__name__.rpartition(".")[2]
-    rule = RULES[source]
+    module: Any = meant.load(device)
+    rule = meant.rule
     if side:
         rule = replace(rule, longest=side, pixels=None if rule.pixels is None else side * side * 3 // 4)
-    return Eye(model, module, rule, tells_focal=source in ("da3", "vggt"), device=device)
+    return Eye(meant.name, module, rule, tells_focal=meant.family in ("da3", "vggt"), device=device)
 
 
 def unplaced(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from scenetx.config import load_settings, to_dict
+from scenetx.config import to_dict
 from scenetx.core import InputError
-from scenetx.core.atomic import write_tensors
 from scenetx.models import zoo
 from scenetx.models.dyst import Dyst, DystConfig
 from scenetx.models.gnt import Gnt, GntConfig
 from scenetx.models.lvsm import Lvsm, LvsmConfig
+from scenetx.models.own import Stated, read_stated, write_own
 from scenetx.models.rust import Rust, RustConfig
 from scenetx.models.srt import Srt, SrtConfig
 from scenetx.models.svsm import Svsm, SvsmConfig
@@ -28,7 +25,6 @@ from scenetx.models.weights import load_strictly, read_weights
 
 log = logging.getLogger(__name__)
 
-FORMAT = "scenetx-model-1"
 CLASSES: Mapping[str, tuple[type[ViewModel], type]] = {
     "srt": (Srt, SrtConfig),
     "rust": (Rust, RustConfig),
@@ -45,15 +41,12 @@ def build_view_model(kind: str, settings: Mapping[str, Any]) -> ViewModel:
     if kind not in CLASSES:
         raise InputError("view-synthesis model", repr(kind), f"use one of {', '.join(CLASSES)}")
     make, config = CLASSES[kind]
-    return make(load_settings(config(), overrides=_overrides(settings)))  # type: ignore[call-arg]
+    return make(Stated(kind, settings).config(config()))  # type: ignore[call-arg]
 
 
 def save_view_model(model: ViewModel, path: str | Path) -> Path:
     """Weights and settings in one safetensors file, whole or not at all."""
-    path = Path(path)
-    about = {"format": FORMAT, "model": model.name, "settings": to_dict(model.config)}
-    write_tensors(path, model.state_dict(), {"scenetx": json.dumps(about)})
-    return path
+    return write_own(path, model.state_dict(), Stated(model.name, to_dict(model.config)))
 
 
 def open_view_model(name: str | Path, device: str = "cpu") -> ViewModel:
@@ -83,20 +76,11 @@ def view_models() -> list[str]:
 
 def _own(path: Path) -> ViewModel | None:
     """A file of `save_view_model`; None for any other kind of weight file."""
-    if path.suffix != ".safetensors":
+    stated = read_stated(path)
+    if stated is None:
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            stated = (file.metadata() or {}).get("scenetx")
-        about = json.loads(stated) if stated else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(str(path), "broken or truncated", "get it again") from error
-    if about is None:
-        return None
-    if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("settings"), dict):
-        raise InputError(str(path), "was written by another version", "save the model again")
     with torch.device("meta"):
-        model = build_view_model(str(about.get("model")), about["settings"])
+        model = build_view_model(stated.model, stated.settings)
     load_strictly(model, read_weights(path), str(path), None)
     return model
 
@@ -112,16 +96,3 @@ def _published(path: Path) -> nn.Module:
 def _show_licence(entry: zoo.Published) -> None:
     if not entry.commercial:
         log.warning("%s: its weights are under %s, not for commercial use", entry.name, entry.licence)
-
-
-def _overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Nested settings as ``key=value`` words, which are checked against the config's types."""
-    words = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            words += _overrides(value, f"{prefix}{key}.")
-        elif is_dataclass(value):
-            words += _overrides({entry.name: getattr(value, entry.name) for entry in fields(value)}, f"{prefix}{key}.")
-        else:
-            words.append(f"{prefix}{key}={'none' if value is None else json.dumps(value)}")
-    return words

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from scenetx.core import InputError
 from scenetx.models.hub import local_file
-from scenetx.models.zoo import ZOO, find, identify
+from scenetx.models.open_geometry import find_geometry
+from scenetx.models.zoo import ZOO, find
 
 # From the best that fits a laptop down; weights that may not be used commercially are never taken unasked.
 PREFERRED = ("da3-base", "mapanything", "da3-small")
@@ -31,7 +32,8 @@ def choose_model(asked: str) -> tuple[str, str, str]:
             raise InputError("model", asked, "it makes pictures, not geometry; see: scenetx models list")
         return asked, "hub", f"asked for ({entry.licence})"
     if Path(asked).exists():
-        name = identify(Path(asked), "geometry").name
-        return name, asked, f"the file's tensors are those of {name}"
+        meant = find_geometry(asked)
+        how = "it was trained as" if meant.stated else "its tensors are those of"
+        return meant.name, asked, f"{Path(asked).name}: {how} {meant.name}"
     known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")
     raise InputError("model", asked, f"use auto, sfm, a weight file, or one of {known}")

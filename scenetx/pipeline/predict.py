@@ -15,11 +15,10 @@ from scenetx.core.cameras import pixel_grid
 from scenetx.geometry.chunks import Link, align_points, alike, plan_chunks, settle
 from scenetx.geometry.lift import LiftSettings, normalize_cameras
 from scenetx.models.geometry import Geometry
-from scenetx.models.geometry_model import GeometryModel
 from scenetx.models.memory import GIB, available_memory, check_fits, need, pictures_that_fit
+from scenetx.models.open_geometry import find_geometry
 from scenetx.models.pictures import (
     MOST_CROPPED,
-    RULES,
     SizeRule,
     Window,
     cameras_for_model,
@@ -27,7 +26,6 @@ from scenetx.models.pictures import (
     to_model,
     window_for,
 )
-from scenetx.models.zoo import find, load_model
 
 Estimator = Callable[[Float[Tensor, "n h w 3"], Cameras | None], Geometry]
 Say = Callable[[str, float], None]
@@ -86,20 +84,16 @@ class Piece:
 def open_predictor(name: str, settings: PredictSettings) -> Predictor:
     """The model of this name with its weights, on a CUDA device where there is one with room for twice these.
 
-    Raises InputError as `load_model` does; never goes online.
+    Raises InputError as `find_geometry` and loading do; never goes online.
     """
-    entry = find(name)
-    if entry.kind != "geometry":
-        raise InputError("model", name, "it makes pictures, not geometry; see: scenetx models list")
+    meant = find_geometry(name, settings.weights)
     free = available_memory()
-    if entry.megabytes * 1e6 > free:
-        what = f"{name}: weights of {entry.megabytes:,} MB, {free / GIB:.1f} GiB are free"
+    if meant.megabytes * 1e6 > free:
+        what = f"{name}: weights of {meant.megabytes:,.0f} MB, {free / GIB:.1f} GiB are free"
         raise InputError("memory", what, "take a smaller model (scenetx models list)")
-    roomy = torch.cuda.is_available() and 2 * entry.megabytes * 1e6 < available_memory("cuda")
+    roomy = torch.cuda.is_available() and 2 * meant.megabytes * 1e6 < available_memory("cuda")
     device = "cuda" if roomy else "cpu"
-    module = load_model(name, settings.weights, device=device)
-    assert isinstance(module, GeometryModel)
-    source = entry.module.partition(":")[0].rpartition(".")[2]
+    module = meant.load(device)
     takes = "cameras" in module.takes
 
     def estimate(images: Tensor, cameras: Cameras | None) -> Geometry:
@@ -107,7 +101,7 @@ def open_predictor(name: str, settings: PredictSettings) -> Predictor:
         with torch.inference_mode():
             return replace(module(images.to(device), given), published={}).to("cpu")
 
-    return Predictor(name, estimate, RULES[source], module, takes, bool(module.metric), device)
+    return Predictor(name, estimate, meant.rule, module, takes, bool(module.metric), device)
 
 
 def of_one_shape(views: Sequence[View], rule: SizeRule) -> tuple[list[View], list[View]]:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from scenetx.config import to_dict
 from scenetx.core import InputError
 from scenetx.core.atomic import write_bytes, write_tensors
+from scenetx.models.own import Stated, write_own
 from scenetx.models.weights import load_strictly, read_weights
 from scenetx.train.pretrain import PREFIX, Pretraining
 from scenetx.train.settings import TrainSettings
 
 FORMAT = "scenetx-training-1"
-MODEL_FORMAT = "scenetx-model-1"
 MAY_CHANGE = frozenset({
     "name", "start_from", "accelerator", "strategy", "compile", "save_every", "keep", "log_every", "picture_every",
     "evaluate_every", "evaluate_scenes", "nan_limit", "seconds", "accumulate", "data.workers", "data.ahead",
@@ -60,10 +60,11 @@ class Trained:
 
 
 def save_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, settings: TrainSettings) -> None:
-    """Weights with the model's name and settings in the file; `open_view_model` opens those of view models."""
-    about = {"format": MODEL_FORMAT, "model": settings.model, "settings": to_dict(getattr(settings, settings.model))}
+    """Weights with the model's name and settings in the file; `open_view_model` and `find_geometry` read them."""
+    size = (settings.data.height, settings.data.width)
+    stated = Stated(settings.model, to_dict(getattr(settings, settings.model)), size, settings.name)
     known = set(model.state_dict(keep_vars=True))
-    write_tensors(path, {k: v for k, v in tensors.items() if k in known}, {"scenetx": json.dumps(about)})
+    write_own(path, {k: v for k, v in tensors.items() if k in known}, stated)
 
 
 def save(folder: Path, trained: Trained, settings: TrainSettings, progress: Progress, *, writes: bool) -> Path:

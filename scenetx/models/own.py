@@ -1,0 +1,78 @@
+"""Weight files of our own: safetensors that say which model they hold, its settings, and the size it learned at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from scenetx.config import load_settings
+from scenetx.core import InputError
+from scenetx.core.atomic import write_tensors
+
+FORMAT = "scenetx-model-1"
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What such a file says of itself. ``model``: the class's short name (svsm, da3, ...), ``settings``: of its config.
+
+    ``size``: height and width of the pictures it learned from, ``name``: of the recipe; where they are known.
+    """
+
+    model: str
+    settings: Mapping[str, Any]
+    size: tuple[int, int] | None = None
+    name: str = ""
+
+    def config(self, defaults: Config) -> Config:
+        """The settings in a config dataclass. Raises InputError for unknown ones and wrong types."""
+        return load_settings(defaults, overrides=_words(self.settings))
+
+
+def write_own(path: str | Path, tensors: Mapping[str, Tensor], stated: Stated) -> Path:
+    """The file, whole or not at all."""
+    path = Path(path)
+    write_tensors(path, tensors, {"scenetx": json.dumps({"format": FORMAT, **asdict(stated)})})
+    return path
+
+
+def read_stated(path: str | Path) -> Stated | None:
+    """What a file says of itself; None for any other kind of weight file. Raises InputError for a broken one."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("scenetx")
+        about = json.loads(text) if text else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(str(path), "broken or truncated", "get it again") from error
+    if about is None:
+        return None
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("settings"), dict):
+        raise InputError(str(path), "was written by another version", "save the model again")
+    size: tuple[int, int] | None = None
+    match about.get("size"):
+        case [int(height), int(width)] if min(height, width) > 0:
+            size = (height, width)
+    return Stated(str(about.get("model")), about["settings"], size, str(about.get("name") or ""))
+
+
+def _words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested settings as ``key=value`` words, which are checked against the config's types."""
+    words = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            words += _words(value, f"{prefix}{key}.")
+        elif is_dataclass(value):
+            words += _words({entry.name: getattr(value, entry.name) for entry in fields(value)}, f"{prefix}{key}.")
+        else:
+            words.append(f"{prefix}{key}={'none' if value is None else json.dumps(value)}")
+    return words
