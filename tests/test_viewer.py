@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -180,6 +181,29 @@ def test_mouse_keys_and_touch_move_the_eye(page: Page) -> None:
     keyboard.press("v")
     keyboard.press("f")
     page.until(f"Math.abs(scenetx.stage.eye.distance - {start[3]}) < 1e-3")
+
+
+def test_a_double_click_centres_and_two_fingers_pinch(page: Page) -> None:
+    page.js("scenetx.panel.switches.frustums.set(false), scenetx.frameAll(0)")
+    x, y = page.until(
+        """(async () => {
+          for (let x = 300; x < 480; x += 20) {
+            const free = document.elementFromPoint(x, 240) === scenetx.stage.canvas;
+            if (free && await scenetx.pick(x, 240)) return [x, 240];
+          }
+        })()"""
+    )
+    point = page.js(f"scenetx.pick({x}, {y}).then((at) => at.toArray())")
+    page.page.mouse.dblclick(x, y)
+    middle = "scenetx.stage.project(scenetx.stage.eye.position.clone().set(...POINT))".replace("POINT", str(point))
+    page.until(f"Math.hypot({middle}.x - scenetx.stage.width / 2, {middle}.y - scenetx.stage.height / 2) < 1")
+    before = page.js("scenetx.stage.eye.distance")
+    fingers = page.context.new_cdp_session(page.page)
+    for kind, apart in (("touchStart", 30), ("touchMove", 60), ("touchMove", 90), ("touchEnd", None)):
+        places = [] if apart is None else [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+    fingers.detach()
+    page.until(f"Math.abs(scenetx.stage.eye.distance / {before} - 1 / 3) < 0.02")
 
 
 def test_clicking_a_camera_leads_into_its_photo(page: Page) -> None:
@@ -425,7 +449,7 @@ def test_large_scenes_lie_beside_the_page(browser: Any, scene: Scene, tmp_path: 
     broken.close()
 
 
-@pytest.mark.parametrize("harm", ["truncated", "noise", "no scene"])
+@pytest.mark.parametrize("harm", ["truncated", "noise", "bomb", "no scene"])
 def test_a_broken_page_says_what_to_do(browser: Any, scene: Scene, tmp_path: Path, harm: str) -> None:
     contents = contents_of(scene)
     assert contents.splats is not None
@@ -437,7 +461,8 @@ def test_a_broken_page_says_what_to_do(browser: Any, scene: Scene, tmp_path: Pat
         start = text.index('<script type="application/x-scenetx">')
         target.write_text(text[: start + 300] + text[start + 900 :])
     else:
-        bad = data[: len(data) // 2] if harm == "truncated" else bytes(range(256)) * 20
+        bomb = gzip.compress(gzip.decompress(data)[:8] + b"\xff\xff\xff\xff" + bytes(1 << 24))  # 4 billion splats
+        bad = {"truncated": data[: len(data) // 2], "noise": bytes(range(256)) * 20, "bomb": bomb}[harm]
         write_viewer_page(replace(contents, splats=replace(contents.splats, data=bad)), target)
     page = Page(browser, target.as_uri())
     page.page.get_by_text(re.compile("could (not )?be opened")).first.wait_for(timeout=PATIENCE_MS)

@@ -79,7 +79,12 @@ class Page:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._console)
         self.page.on("request", lambda request: self.requests.append(request.url))
+        if address != "about:blank":
+            self.go(address)
+
+    def go(self, address: str) -> None:
         self.page.goto(address)
+        self.until("window.scenetx || document.querySelector('.failure')")
 
     def _console(self, message: Any) -> None:
         if message.type == "error":
@@ -100,7 +105,7 @@ class Page:
 
     def ready(self) -> Page:
         """With its splats on the screen."""
-        self.until("window.scenetx?.times?.splats")
+        self.until("window.scenetx?.times?.picture")
         self.still()
         return self
 
@@ -138,7 +143,6 @@ class Page:
 
     def pixels(self) -> torch.Tensor:
         """What the canvas shows, uint8 [h w 3]."""
-        self.still()
         data = self.js(
             """async () => {
               await scenetx.stage.steady(scenetx.stage.eye);

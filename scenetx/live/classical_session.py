@@ -42,7 +42,7 @@ class ClassicalSessionSettings:
     """Degrees."""
     fading: float = 0.6
     """And so does one in which only this share of the patches is found that the last keyframe had."""
-    sure: float = 0.25
+    sure: float = 0.15
     """Poses less sure than this never do."""
     largest: int = 1280
     """Longest side in which keyframes are kept."""
@@ -51,7 +51,11 @@ class ClassicalSessionSettings:
     young: int = 5
     """A map of fewer pictures that finds nothing"""
     given_up: int = 30
-    """so many frames in a row is given up, and another one begun."""
+    """so many frames in a row is given up, and another one begun;"""
+    doubts: int = 4
+    """or one whose pictures so often in a row contradict each other."""
+    doubted: float = 0.1
+    """Confidence, at most, while they do."""
     features: FeatureSettings = field(default_factory=lambda: FeatureSettings(side=800, most=1000))
     opening: OpeningSettings = field(default_factory=OpeningSettings)
     grow: GrowSettings = field(default_factory=GrowSettings)
@@ -102,8 +106,8 @@ class ClassicalSession:
         self._now: _Grown | None = None
         self._pictures: dict[str, tuple[UInt8[Tensor, "h w 3"], float]] = {}
         self._frame: UInt8[Tensor, "h w 3"] | None = None
-        self._seen = self._failed = 0
-        self._best = 0
+        self._seen = self._failed = self._best = 0
+        self._doubts = 0  # frames in a row that the map's pictures contradict
         self._note = ""
         self._mapper: Mapper[Callable[[], _Grown | None], _Grown | None] = Mapper(lambda wish: wish())
 
@@ -149,9 +153,15 @@ class ClassicalSession:
             self._begin_anew()
             return None
         self._failed = 0
-        if not self._mapper.busy and self._is_new(found):
-            self._join(image, lens, found)
+        if not self._mapper.busy:
+            new = self._is_new(found)
+            if new or self._doubts:
+                self._join(image, lens, found, check=not new)
         note, self._note = self._note, ""
+        if self._doubts:
+            found = replace(found, confidence=min(found.confidence, self.settings.doubted))
+            note = note or "the map's pictures contradict this pose"
+            self._begin_anew()
         return replace(found, note="; ".join(part for part in (note, found.note) if part))
 
     def finish(self, timeout: float | int | None = None) -> bool:
@@ -176,6 +186,10 @@ class ClassicalSession:
             camera = Cameras(torch.from_numpy(pose)[None], torch.from_numpy(K)[None], height, width)
             views.append(View(name, picture, Original(name, height, width, torch.from_numpy(K)), camera))
         return Scene(tuple(views), source="tracked without a map", points=self._points(made), posed_by="model")
+
+    def map_points(self) -> Points | None:
+        """The map as it is; None before there is one."""
+        return None if self._now is None else self._points(self._now.made)
 
     def close(self) -> None:
         """End the mapper's thread."""
@@ -217,10 +231,11 @@ class ClassicalSession:
 
     def _begin_anew(self) -> None:
         """A young map that leads nowhere is given up."""
-        if self._failed < self.settings.given_up or self.keyframes >= self.settings.young or self._mapper.busy:
+        leads_nowhere = self._failed >= self.settings.given_up or self._doubts >= self.settings.doubts
+        if not leads_nowhere or self.keyframes >= self.settings.young or self._mapper.busy:
             return
         self._now = self._growing = None
-        self._opening, self._failed = self._fresh_opening(), 0
+        self._opening, self._failed, self._doubts = self._fresh_opening(), 0, 0
         self._pictures = {}
 
     def _is_new(self, found: Located) -> bool:
@@ -236,22 +251,24 @@ class ClassicalSession:
         near = float(steps.min())
         return near > 1 or (near > 0.25 and patches < settings.fading * self._best)
 
-    def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located) -> None:
-        """Has a frame taken into the map."""
+    def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located, *, check: bool) -> None:
+        """Has a frame taken into the map; ``check``: only asks whether the map bears its pose out."""
         assert self._growing is not None
         growing = self._growing
         kept, shrink = _reduced(image, self.settings.largest)
         name, lens = f"{self._seen:06d}.png", np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
-        self._pictures[name] = (kept.clone(), shrink)
         wish = _Wish(name, grey_of(kept), found.world_from_cam.numpy().copy(), lens)
-        self.added = True
+        if not check:
+            self._pictures[name] = (kept.clone(), shrink)
+            self.added = True
 
         def build() -> _Grown | None:
             size = (int(wish.grey.shape[0]), int(wish.grey.shape[1]))
             picture = encode_grey(wish.grey, self.settings.patch_side)
             station = Station(wish.name, wish.world_from_cam, wish.K, size, self._joining(wish.grey), picture)
-            taken = growing.add(station)
-            return _grown(growing, self.settings) if taken else None
+            joined = ("little" if growing.agrees(station) else "doubtful") if check else growing.add(station)
+            self._doubts = self._doubts + 1 if joined == "doubtful" else 0
+            return _grown(growing, self.settings) if joined == "taken" else None
 
         self._mapper.ask(build)
         if self.patient:

@@ -23,7 +23,7 @@ from scenetx.live.source import Reader
 from scenetx.live.track import Tracker, TrackSettings, track_frames
 from scenetx.live.update import Locator, Status, Update
 from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
-from scenetx.pipeline.track_view import TrackView
+from scenetx.pipeline.track_view import Growing, TrackView
 
 log = logging.getLogger(__name__)
 MAP_FOLDER = "map-scene"
@@ -137,7 +137,7 @@ def run_track(
     tally = _Tally()
     with ExitStack() as stack:
         stack.callback(_close, opened.locator)
-        sinks = _sinks(plan, stack, scene_from_world, tell)
+        sinks = _sinks(plan, stack, scene_from_world, tell, getattr(opened.locator, "map_points", None))
         updates = track(
             plan.source,
             scene=opened,
@@ -187,7 +187,7 @@ def _in_known_scale(plan: TrackPlan, opened: OpenMap, say: Say) -> tuple[OpenMap
 
 
 def _sinks(
-    plan: TrackPlan, stack: ExitStack, scene_from_world: Sim3 | None, say: Say
+    plan: TrackPlan, stack: ExitStack, scene_from_world: Sim3 | None, say: Say, growing: Growing | None
 ) -> list[Callable[[Update], None]]:
     """Who is given each update; entered here, left in reverse. The page shows the scene in its own frame."""
     sinks: list[Callable[[Update], None]] = []
@@ -202,7 +202,9 @@ def _sinks(
         sinks.append(stack.enter_context(open_stream(plan.stream)).send)
         say(f"poses at {plan.stream}")
     if plan.view:
-        view = TrackView(plan.map, plan.source, port=plan.port, open_browser=plan.open_browser, say=say)
+        view = TrackView(
+            plan.map, plan.source, port=plan.port, open_browser=plan.open_browser, say=say, growing=growing
+        )
         show = stack.enter_context(view).show
         back = scene_from_world
         sinks.append(show if back is None else lambda update: show(_in_scene(update, back)))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 import webbrowser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
 
-from scenetx.core import Cameras, Original, Scene, View
+from scenetx.core import Cameras, Original, Points, Scene, View
 from scenetx.io.scene_dir import load_scene
 from scenetx.live.update import Status as Live
 from scenetx.live.update import Update
 from scenetx.pipeline.view import tell
-from scenetx.serve.contents import describe, jpeg
+from scenetx.serve.contents import ContentSettings, describe, jpeg, point_data
 from scenetx.serve.messages import Status, Track
 from scenetx.serve.server import ServerSettings, ViewerServer
 
@@ -25,6 +27,12 @@ SHOWN: dict[Live, Status] = {
 }  # fmt: skip
 SECONDS = 0.1  # between pictures: more is not seen, and each costs the tracker a JPEG
 PICTURE_SIDE = 480
+MAP_SECONDS = 1.0  # between the points of a map that grows
+MAP_POINTS = ContentSettings(max_points=60_000)  # under a megabyte
+METHOD = re.compile(r"(few )?patches|features \(.*")
+"""Notes that say how a place was found: nothing that a person who looks can use."""
+Growing = Callable[[], Points | None]
+"""The points of a map that is made on the way; None before there is one."""
 MOST_PLACES = 20_000  # of the trajectory that is sent; of more, every other one goes
 
 
@@ -32,7 +40,14 @@ class TrackView:
     """A context manager: a viewer's server that shows updates. Raises InputError when no port is free."""
 
     def __init__(
-        self, scene: Path | None, source: str, *, port: int, open_browser: bool, say: Callable[[str], None]
+        self,
+        scene: Path | None,
+        source: str,
+        *,
+        port: int,
+        open_browser: bool,
+        say: Callable[[str], None],
+        growing: Growing | None = None,
     ) -> None:
         self._folder = scene.parent if scene is not None and scene.name == "scene.json" else scene
         self._open_browser, self._say = open_browser, say
@@ -45,6 +60,10 @@ class TrackView:
         self._keyframes: list[np.ndarray] = []
         self._due = 0.0
         self._last: Update | None = None
+        self._growing = growing if scene is None else None
+        self._begun: Scene | None = None
+        self._map_due = 0.0
+        self._mapped = self._described = 0
 
     def __enter__(self) -> TrackView:
         self._server.__enter__()
@@ -59,20 +78,47 @@ class TrackView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._last is not None:
+            self._map_due = 0.0
+            self._show_map(self._last)
             self._server.publish(self.message(self._last, done=True))
         self._server.close()
 
     def show(self, update: Update) -> None:
         """Publishes an update, if the last one is long enough ago. Never waits."""
-        if self._folder is None and update.world_from_cam is not None and self._last is None:
-            self._server.publish(describe(_start(update), title=self._title, live=True))
+        if self._folder is None and update.world_from_cam is not None and self._begun is None:
+            self._begun = _start(update)
+            self._describe(self._begun)
         if update.world_from_cam is not None:
             self._remember(update)
             self._last = update
+            self._show_map(update)
         now = time.monotonic()
         if now >= self._due:
             self._due = now + SECONDS
             self._server.publish(self.message(update))
+
+    def _show_map(self, update: Update) -> None:
+        """The points of a map that grows, when it has grown; how large the scene is, when it has grown a lot."""
+        now = time.monotonic()
+        if self._growing is None or self._begun is None or update.keyframes == self._mapped or now < self._map_due:
+            return
+        points = self._growing()
+        if points is None:
+            return
+        self._map_due, self._mapped = now + MAP_SECONDS, update.keyframes
+        if update.keyframes >= 2 * self._described:
+            self._described = update.keyframes
+            self._describe(replace(self._begun, points=points))
+        self._server.publish(point_data(points, MAP_POINTS))
+
+    def _said(self, update: Update) -> str:
+        if update.status == "init" and self._folder is None:
+            return "Move slowly sideways: the map begins when things were seen from two places."
+        return "; ".join(note for note in update.note.split("; ") if not METHOD.fullmatch(note))
+
+    def _describe(self, scene: Scene) -> None:
+        """The first camera says what is up, and is no photo of a scene."""
+        self._server.publish(replace(describe(scene, title=self._title, live=True), views=()))
 
     def _remember(self, update: Update) -> None:
         assert update.world_from_cam is not None
@@ -95,7 +141,7 @@ class TrackView:
             frame=update.index,
             seconds=update.time,
             status="done" if done else SHOWN[update.status],
-            message=update.note,
+            message=self._said(update),
             world_from_cam=None if pose is None else tuple(map(float, pose.flatten())),
             lens=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])),
             width=int(width),

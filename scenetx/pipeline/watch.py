@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 from scenetx.core import Gaussians, Scene
@@ -48,6 +49,48 @@ class WatchSettings:
     splat_share: float = 0.04  # of the time at most
 
 
+class TimeToGo:
+    """How long a stage will last, from how it goes lately: nothing while that is not known, and nothing when it stands.
+
+    The first step counts for nothing (what is loaded and compiled there comes once). The pace is that of the last half
+    of the way, and has to agree within a factor of `AGREE` with that of the whole.
+    """
+
+    LEAST_STEPS, LEAST_SECONDS, LEAST_SHARE = 4, 3.0, 0.03
+    AGREE = 3.0
+    STILL = 5.0
+    """Times the longest step so far without news: it stands, and begins anew when it goes on."""
+
+    def __init__(self, now: float) -> None:
+        self.begun = now
+        self.seconds = 0.0
+        self._way: list[tuple[float, float]] = []
+
+    def told(self, fraction: float, now: float) -> float | None:
+        """Seconds to go at such a share of the way; None = that cannot be said."""
+        self.seconds, way = now - self.begun, self._way
+        longest = max((b[0] - a[0] for a, b in pairwise(way)), default=0.0)
+        stands = len(way) >= self.LEAST_STEPS and now - way[-1][0] > self.STILL * longest
+        moved = fraction > 0 and (not way or fraction != way[-1][1])
+        if moved:
+            if stands or (way and fraction < way[-1][1]):
+                way.clear()  # what was before a stop says nothing of what comes after it
+            way.append((now, fraction))
+            if len(way) > 64:
+                del way[1:-1:2]
+        if len(way) < self.LEAST_STEPS or fraction >= 1 or (stands and not moved):
+            return None
+        start, (latest, there) = way[0], way[-1]
+        if now - start[0] < self.LEAST_SECONDS or there - start[1] < self.LEAST_SHARE:
+            return None
+        half = way[len(way) // 2]
+        pace = (there - start[1]) / (latest - start[0])
+        lately = (there - half[1]) / max(latest - half[0], 1e-9)
+        if not 1 / self.AGREE < lately / pace < self.AGREE:
+            return None
+        return max(0.0, (1 - there) / lately - (now - latest))
+
+
 class Watch:
     """A `Watcher` that tells a `Publisher`, and passes reports on to ``also`` (the terminal's bars)."""
 
@@ -58,7 +101,7 @@ class Watch:
         self._title = title
         self._also = also
         self._settings = settings or WatchSettings()
-        self._started: dict[str, float] = {}
+        self._stages: dict[str, TimeToGo] = {}
         self._loss: list[tuple[int, float]] = []
         self._psnr: list[tuple[int, float]] = []
         self._stride = 1
@@ -67,12 +110,13 @@ class Watch:
 
     def report(self, stage: str, fraction: float, message: str) -> None:
         self._also(stage, fraction, message)
-        now = time.monotonic()
-        seconds = now - self._started.setdefault(stage, now)
-        remaining = seconds * (1 - fraction) / fraction if fraction > 0.03 and seconds > 2 else None
+        clock = self._stages.setdefault(stage, TimeToGo(time.monotonic()))
+        remaining = clock.told(fraction, time.monotonic())
         title = TITLES.get(stage, stage)
         self._publisher.publish(
-            Progress(stage, title[:1].upper() + title[1:], min(max(fraction, 0.0), 1.0), message, seconds, remaining)
+            Progress(
+                stage, title[:1].upper() + title[1:], min(max(fraction, 0.0), 1.0), message, clock.seconds, remaining
+            )
         )
 
     def scene(self, scene: Scene) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from functools import cache
 from html import escape
@@ -16,6 +17,15 @@ from urllib.parse import quote
 from scenetx.core.atomic import write_text
 from scenetx.serve.contents import Contents
 from scenetx.serve.messages import FromServer, PhotoData, encode
+
+EARLY = """(() => {
+const socket = new WebSocket(new URL($socket, location.href.replace(/^http/, "ws")));
+const frames = [], take = (event) => frames.push(event.data);
+socket.binaryType = "arraybuffer";
+socket.addEventListener("message", take);
+globalThis.scenetxSocket = { socket, frames, take };
+})()"""
+"""Opens the socket ahead of the viewer's script, so that the scene comes while the browser reads it."""
 
 SPLIT_ABOVE = 64_000_000
 """Bytes of scene above which a page keeps it in scripts beside itself: browsers read huge pages slowly."""
@@ -67,7 +77,9 @@ def _part(frame: bytes) -> str:
 
 def _page(title: str, inside: str, *, parts: int = 0, socket: str = "", nonce: str = "") -> str:
     script = viewer_script()
-    sources = f"'{_digest(script.encode('utf-8'))}'" + (f" 'nonce-{nonce}'" if nonce else "")
+    early = Template(EARLY).substitute(socket=json.dumps(socket)) if socket else ""
+    sources = " ".join(f"'{_digest(each.encode('utf-8'))}'" for each in (script, early) if each)
+    sources += f" 'nonce-{nonce}'" if nonce else ""
     policy = {
         "default-src": "'none'",
         "script-src": f"{sources} 'wasm-unsafe-eval'",
@@ -85,6 +97,7 @@ def _page(title: str, inside: str, *, parts: int = 0, socket: str = "", nonce: s
         version=importlib.metadata.version("scenetx"),
         attributes=_attributes(attributes),
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        early=f"<script>{early}</script>\n" if early else "",
         parts=inside,
         script=script,
     )

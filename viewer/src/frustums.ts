@@ -29,6 +29,7 @@ export class FrustumLayer {
   private withThumbnails = true;
   private size = 1;
   private views: readonly ViewInfo[] = [];
+  private pictured = "[]";
   private spacing = 1;
 
   constructor(private readonly stage: Stage) {
@@ -40,11 +41,16 @@ export class FrustumLayer {
   }
 
   load(views: readonly ViewInfo[]): void {
-    const samePictures = views.length === this.views.length && views.every((view, i) => view.name === this.views[i]?.name);
     this.views = views;
     this.spacing = spacing(views, this.stage.radius);
     this.build();
-    if (!samePictures) void this.makeAtlas();
+  }
+
+  /** The photos of the cameras, unless they are those that are shown already. */
+  loadPictures(): void {
+    const names = JSON.stringify(this.views.map((view) => view.name));
+    if (names !== this.pictured) void this.makeAtlas();
+    this.pictured = names;
   }
 
   show(shown: boolean): void {

@@ -6,10 +6,18 @@ import type { Curve, Progress, Track } from "./messages";
 import type { Stage } from "./stage";
 import { floats, jpeg } from "./wire";
 
-const STATUS: Readonly<Record<Track["status"], string>> = { starting: "starting", tracking: "tracking", weak: "few matches", lost: "lost", done: "finished" };
+const STATUS: Readonly<Record<Track["status"], string>> = {
+  starting: "starting",
+  tracking: "tracking",
+  weak: "unsure: the place may be off",
+  lost: "lost: go back to what was seen before",
+  done: "finished",
+};
 
 export class LivePanel {
   readonly root: HTMLDetailsElement;
+  /** Where the tracked camera was last. */
+  place: Vector3 | null = null;
   private readonly stageName = el("strong", {}, "");
   private readonly toGo = el("span", {}, "");
   private readonly message = el("p", {}, "");
@@ -18,14 +26,22 @@ export class LivePanel {
   private readonly plot = el("canvas", { hidden: true, role: "img", "aria-label": "Loss and PSNR over the steps" });
   private readonly numbers = el("div", { class: "numbers", hidden: true });
   private readonly trackLine = el("p", { hidden: true });
+  private readonly legend = el("div", { class: "legend", hidden: true }, el("span", { class: "now" }, el("i"), "the camera and its way"), el("span", { class: "key" }, el("i"), "pictures kept in the map"));
   private readonly picture = el("img", { alt: "The newest frame", hidden: true });
   private readonly path = new Line(new BufferGeometry(), new LineBasicMaterial({ color: "#62d98b" }));
   private readonly camera = new LineSegments(new BufferGeometry(), new LineBasicMaterial({ color: "#62d98b" }));
   private readonly keyframes = new LineSegments(new BufferGeometry(), new LineBasicMaterial({ color: "#f3c065" }));
+  private curve: Curve | null = null;
+  /** When the stage should be over, on this page's clock; null = nobody knows. */
+  private due: number | null = null;
+  private percent = 0;
+  private timer = 0;
 
   constructor(private readonly stage: Stage) {
-    this.root = section("Live", true, el("div", { class: "live" }, el("div", { class: "numbers" }, this.stageName, this.toGo), this.bar, this.message, this.plot, this.numbers, this.trackLine, this.picture));
+    this.root = section("Live", true, el("div", { class: "live" }, el("div", { class: "numbers" }, this.stageName, this.toGo), this.bar, this.message, this.plot, this.numbers, this.trackLine, this.legend, this.picture));
     this.root.hidden = true;
+    // A panel that was closed has no size to draw for.
+    new ResizeObserver(() => this.drawPlot()).observe(this.plot);
     for (const line of [this.path, this.camera, this.keyframes]) {
       line.frustumCulled = false;
       line.visible = false;
@@ -36,11 +52,20 @@ export class LivePanel {
   takeProgress(progress: Progress): void {
     this.root.hidden = progress.finished;
     this.stageName.textContent = progress.title;
-    const percent = Math.round(progress.fraction * 100);
-    this.toGo.textContent = progress.remaining === null ? `${percent} %` : `${time(progress.remaining)} to go`;
-    this.fill.style.width = `${percent}%`;
-    this.bar.setAttribute("aria-valuenow", String(percent));
+    this.percent = Math.round(progress.fraction * 100);
+    this.fill.style.width = `${this.percent}%`;
+    this.bar.setAttribute("aria-valuenow", String(this.percent));
     this.message.textContent = progress.message;
+    this.due = progress.remaining === null ? null : performance.now() + 1000 * progress.remaining;
+    window.clearInterval(this.timer);
+    if (!progress.finished) this.timer = window.setInterval(() => this.countDown(), 1000);
+    this.countDown();
+  }
+
+  /** Goes on between messages; a time that is over has been wrong. */
+  private countDown(): void {
+    const left = this.due === null ? 0 : (this.due - performance.now()) / 1000;
+    this.toGo.textContent = left > 0 ? `${time(left)} to go` : `${this.percent} %`;
   }
 
   takeCurve(curve: Curve): void {
@@ -49,10 +74,15 @@ export class LivePanel {
     const loss = curve.loss.at(-1);
     const psnr = curve.psnr.at(-1);
     const step = el("span", {}, `step ${count(curve.steps.at(-1) ?? 0)} of ${count(curve.total)}`);
-    const lossText = loss === undefined ? null : el("span", {}, `loss ${loss.toPrecision(3)}`);
-    const psnrText = psnr === undefined ? null : el("span", {}, `${psnr.toFixed(1)} dB`);
+    const lossText = loss === undefined ? null : el("span", { class: "loss" }, `loss ${loss.toPrecision(3)}`);
+    const psnrText = psnr === undefined ? null : el("span", { class: "psnr" }, `${psnr.toFixed(1)} dB`);
     this.numbers.replaceChildren(...[step, lossText, psnrText].filter((each) => each !== null));
-    drawCurve(this.plot, curve);
+    this.curve = curve;
+    this.drawPlot();
+  }
+
+  private drawPlot(): void {
+    if (this.curve && this.plot.clientWidth > 0) drawCurve(this.plot, this.curve);
   }
 
   takeTrack(track: Track): void {
@@ -61,13 +91,14 @@ export class LivePanel {
     this.toGo.textContent = time(track.seconds);
     this.bar.hidden = true;
     this.message.textContent = track.message;
-    this.trackLine.hidden = false;
+    this.trackLine.hidden = this.legend.hidden = false;
     this.trackLine.replaceChildren("Status: ", el("b", { class: track.status }, STATUS[track.status]));
     if (track.picture.length > 0) {
       URL.revokeObjectURL(this.picture.src);
       this.picture.src = URL.createObjectURL(jpeg(track.picture));
       this.picture.hidden = false;
     }
+    if (track.world_from_cam) this.place = new Vector3().setFromMatrixPosition(poseMatrix(track.world_from_cam));
     setPositions(this.path, floats(track.trajectory));
     setPositions(this.camera, track.world_from_cam ? Float32Array.from(pyramid(track.world_from_cam, track, this.stage.radius * 0.1)) : new Float32Array());
     const poses = floats(track.keyframes);
@@ -96,7 +127,9 @@ function pyramid(pose: readonly number[], { lens, width, height }: Pick<Track, "
 
 function time(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));
-  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 /** Loss falls (blue, logarithmic), PSNR rises (green dots): each over its own range. */

@@ -20,7 +20,7 @@ export class ShowPanel {
   readonly sections: HTMLElement[];
   readonly switches: Readonly<Record<"splats" | "points" | "frustums" | "thumbnails" | "grid", Switch>>;
   private readonly budget: Slider;
-  private readonly pointSwitch: HTMLElement;
+  private readonly legend: HTMLElement;
 
   constructor(stage: Stage, layers: Layers, change: () => void) {
     const also = (act: (on: boolean) => void) => (on: boolean) => { act(on); change(); };
@@ -32,12 +32,11 @@ export class ShowPanel {
       grid: toggle("Grid and axes", false, also((on) => layers.grid.show(on)), "4"),
     };
     layers.grid.show(false);
-    this.pointSwitch = this.switches.points.row;
     this.budget = slider("Splat budget", [1, 100, 1], 100, (value) => layers.splats.setBudget(value / 100), percent);
     const color = el("input", { type: "color", value: "#101114", "aria-label": "Background colour", oninput: () => stage.background(color.value) });
-    const legend = el("div", { class: "legend" }, el("span", { class: "train" }, el("i"), "used for the fit"), el("span", { class: "held" }, el("i"), "held out"));
+    this.legend = el("div", { class: "legend" }, el("span", { class: "train" }, el("i"), "used for the fit"), el("span", { class: "held" }, el("i"), "held out"));
     this.sections = [
-      section("Show", true, ...Object.values(this.switches).map((each) => each.row), legend),
+      section("Show", true, ...Object.values(this.switches).map((each) => each.row), this.legend),
       section(
         "Look",
         false,
@@ -55,10 +54,11 @@ export class ShowPanel {
   }
 
   /** Leaves out what the scene does not have. */
-  offer(splats: boolean, points: boolean): void {
-    this.switches.splats.row.hidden = !splats;
-    this.budget.row.hidden = !splats;
-    this.pointSwitch.hidden = !points;
+  offer(splats: boolean, points: boolean, photos: boolean): void {
+    const { switches } = this;
+    this.budget.row.hidden = switches.splats.row.hidden = !splats;
+    switches.points.row.hidden = !points;
+    this.legend.hidden = switches.frustums.row.hidden = switches.thumbnails.row.hidden = !photos;
   }
 
   /** Percent of four radii, squared so that near things can be cut finely. */

@@ -13,10 +13,11 @@ export function meanOf(info: SceneInfo): Vector3 {
   return centers(info).reduce((sum, each) => sum.add(each), new Vector3()).divideScalar(info.views.length);
 }
 
-/** Everything in the picture, from the side the cameras are on; with the cameras themselves when they are shown. */
-export function allOf(info: SceneInfo, up: Vector3, aspect: number, withCameras: boolean): Eye {
+/** Everything in the picture, from the side the cameras are on; with the cameras themselves when they are shown.
+ * ``camera``: where one is that is no photo's. */
+export function allOf(info: SceneInfo, up: Vector3, aspect: number, withCameras: boolean, camera?: Vector3): Eye {
   const center = new Vector3(...info.center);
-  const side = meanOf(info).sub(center);
+  const side = (info.views.length === 0 && camera ? camera.clone() : meanOf(info)).sub(center);
   if (side.length() < info.radius * 0.05) side.copy(new Vector3(1, 1, 1).projectOnPlane(up)).addScaledVector(up, 0.6);
   side.normalize().addScaledVector(up, 0.35).normalize();
   // Cameras far out must not make the scene a speck.

@@ -35,7 +35,11 @@ export class PointLayer {
     uniforms: { size: { value: 3 }, least: { value: 0 } },
   });
 
-  constructor(private readonly stage: Stage) {}
+  private size = 3;
+
+  constructor(private readonly stage: Stage) {
+    stage.beforeDraw.add(() => this.uniform("size", this.size * stage.renderer.getPixelRatio()));
+  }
 
   load(data: PointData, shown: boolean): void {
     this.object?.geometry.dispose();
@@ -59,11 +63,13 @@ export class PointLayer {
   }
 
   setSize(pixels: number): void {
-    this.uniform("size", pixels * this.stage.renderer.getPixelRatio());
+    this.size = pixels;
+    this.stage.draw();
   }
 
   setLeastConfidence(share: number): void {
     this.uniform("least", share);
+    this.stage.draw();
   }
 
   /** The point nearest to a ray, within ``tangent`` of it; the closest to the eye among those. */
@@ -85,6 +91,5 @@ export class PointLayer {
   private uniform(name: string, value: number): void {
     const uniform = this.material.uniforms[name];
     if (uniform) uniform.value = value;
-    this.stage.draw();
   }
 }

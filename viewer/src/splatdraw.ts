@@ -6,7 +6,6 @@ import {
 } from "three";
 import { type Packed, ROW } from "./splatpack";
 import { FRAGMENT, FULL_SCREEN, PROJECT, VERTEX } from "./splatshader";
-import { MOST_DEGREE } from "./splatfile";
 
 /** Splats an instance: one each would cost a draw call's work each on many drivers. */
 const BATCH = 1024;
@@ -30,12 +29,13 @@ export class SplatDrawing {
   private readonly view = new Matrix4();
   private readonly size = new Vector2();
   private done = "";
+  private bands = 0;
 
   constructor() {
     const { places, shapes, sh, order, view, size } = this;
     const [clips, rests] = this.target.textures;
-    const passUniforms = { places, shapes, sh, view, projection: new Matrix4(), size, eye: new Vector3(), count: 0, degree: MOST_DEGREE, antialiased: false, turned: false };
-    const passMaterial = new RawShaderMaterial({ glslVersion: GLSL3, vertexShader: FULL_SCREEN, fragmentShader: PROJECT, defines: { DEGREE: 0 }, uniforms: uniformsOf(passUniforms), blending: NoBlending, depthTest: false, depthWrite: false });
+    const passUniforms = { places, shapes, sh, view, projection: new Matrix4(), size, eye: new Vector3(), count: 0, bands: 0, degree: 0, antialiased: false, turned: false };
+    const passMaterial = new RawShaderMaterial({ glslVersion: GLSL3, vertexShader: FULL_SCREEN, fragmentShader: PROJECT, uniforms: uniformsOf(passUniforms), blending: NoBlending, depthTest: false, depthWrite: false });
     const triangle = new BufferGeometry();
     triangle.setDrawRange(0, 3);
     this.pass = new Mesh(triangle.setIndex([0, 1, 2]), passMaterial);
@@ -48,6 +48,8 @@ export class SplatDrawing {
     });
     const geometry = new InstancedBufferGeometry();
     geometry.setIndex(new Uint16BufferAttribute(Uint16Array.from({ length: 3 * BATCH }, (_, i) => i), 1));
+    geometry.instanceCount = 1;
+    geometry.setDrawRange(0, 3);
     this.mesh = new Mesh(geometry, material);
     this.mesh.frustumCulled = false;
     this.mesh.visible = false;
@@ -65,10 +67,8 @@ export class SplatDrawing {
     put(this.sh, packed.sh, 4);
     this.target.setSize(ROW, this.places.image.height);
     const { material } = this.pass;
-    if (material.defines["DEGREE"] !== packed.degree) {
-      material.defines["DEGREE"] = packed.degree;
-      material.needsUpdate = true;
-    }
+    this.bands = packed.degree;
+    set(material, "bands", packed.degree);
     set(material, "count", packed.count);
     set(material, "turned", packed.turned);
     this.mesh.geometry.setDrawRange(0, 3 * Math.min(BATCH, packed.count));
@@ -94,7 +94,7 @@ export class SplatDrawing {
     this.done = key;
     const { material } = this.pass;
     const eye = new Vector3().applyMatrix4(this.view.clone().invert());
-    for (const [name, value] of Object.entries({ ...look, eye, projection: camera.projectionMatrix })) set(material, name, value);
+    for (const [name, value] of Object.entries({ antialiased: look.antialiased, degree: Math.min(look.degree, this.bands), eye, projection: camera.projectionMatrix })) set(material, name, value);
     const { autoClear } = renderer;
     renderer.autoClear = false;
     renderer.setRenderTarget(this.target);

@@ -3,6 +3,7 @@ import type { SplatData } from "./messages";
 
 const SPZ_HEADER = 16;
 const SPZ_MAGIC = 0x5053474e;
+const MOST_SPLATS = 10_000_000; // of versions 1 to 3
 export const MOST_DEGREE = 3;
 const DC_TO_BYTE = 0.15 * 255; // SPZ's scale of the DC term
 
@@ -39,23 +40,56 @@ export function terms(degree: number): number {
   return (degree + 1) ** 2 - 1;
 }
 
-async function pipe(data: Uint8Array, through: GenericTransformStream): Promise<Uint8Array<ArrayBuffer>> {
-  const stream = new Blob([data.slice()]).stream().pipeThrough(through as ReadableWritablePair<Uint8Array, Uint8Array<ArrayBuffer>>);
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+/** Not by way of a Blob: those live in another process. */
+function unpacked(data: Uint8Array, through: GenericTransformStream): ReadableStream<Uint8Array<ArrayBuffer>> {
+  const { readable, writable } = through as ReadableWritablePair<Uint8Array<ArrayBuffer>, Uint8Array>;
+  const writer = writable.getWriter();
+  // What goes wrong here is said by the other end.
+  writer.write(data).then(() => writer.close()).catch(() => undefined);
+  return readable;
 }
 
-async function openSpz(data: Uint8Array): Promise<Spz> {
-  const raw = await pipe(data, new DecompressionStream("gzip"));
-  if (raw.length < SPZ_HEADER) throw new Error("the SPZ file is cut short");
-  const header = new DataView(raw.buffer);
+type Head = Omit<Spz, "raw"> & { readonly size: number };
+
+function headOfSpz(head: Uint8Array<ArrayBuffer>): Head {
+  const header = new DataView(head.buffer);
   const version = header.getUint32(4, true);
   const count = header.getUint32(8, true);
   const degree = header.getUint8(12);
   if (header.getUint32(0, true) !== SPZ_MAGIC || version < 1 || version > 3 || degree > 4) throw new Error("this is no SPZ file of version 1 to 3");
+  if (count > MOST_SPLATS) throw new Error(`the SPZ file says that it has ${count} splats, more than its version can have`);
   const widths = [version === 1 ? 6 : 9, 1, 3, 3, version === 3 ? 4 : 3, 3 * terms(degree)] as const;
   const size = SPZ_HEADER + count * widths.reduce((sum, width) => sum + width, 0);
-  if (raw.length < size) throw new Error(`the SPZ file is cut short: ${raw.length} of ${size} bytes`);
-  return { raw, version, count, degree, bits: header.getUint8(13), widths };
+  return { version, count, degree, bits: header.getUint8(13), widths, size };
+}
+
+/** Unpacks as much as the header tells of and no more: a small file can hold any number of zeros. */
+async function openSpz(data: Uint8Array): Promise<Spz> {
+  const reader = unpacked(data, new DecompressionStream("gzip")).getReader();
+  let raw = new Uint8Array(SPZ_HEADER);
+  let head: Head | null = null;
+  let have = 0;
+  // To the end even when all is there: the check sum comes with it.
+  for (let more = await reader.read(); !more.done; more = await reader.read()) {
+    let { value } = more;
+    while (value.length > 0 && have < raw.length) {
+      const some = value.subarray(0, raw.length - have);
+      raw.set(some, have);
+      have += some.length;
+      value = value.subarray(some.length);
+      if (head || have < SPZ_HEADER) continue;
+      head = headOfSpz(raw);
+      const whole = new Uint8Array(head.size);
+      whole.set(raw);
+      raw = whole;
+    }
+    if (value.length > 0) {
+      await reader.cancel();
+      break;
+    }
+  }
+  if (!head || have < head.size) throw new Error(`the SPZ file is cut short: ${have} of ${head?.size ?? SPZ_HEADER} bytes`);
+  return { raw, ...head };
 }
 
 /** SPZ's axes are right, up, back: y and z change sign. */
@@ -84,11 +118,13 @@ function tableOfSpz(spz: Spz): SplatTable {
 
 function placesOf({ raw, version, count, bits }: Spz, at: number): Float32Array {
   const places = new Float32Array(count * 3);
+  const width = version === 1 ? 2 : 3;
   const step = 2 ** -bits;
   for (let i = 0; i < count * 3; i++) {
-    const from = at + i * (version === 1 ? 2 : 3);
-    const [low = 0, middle = 0, high = 0] = [raw[from], raw[from + 1], raw[from + 2]];
-    const value = version === 1 ? half(low | (middle << 8)) : (((low << 8) | (middle << 16) | (high << 24)) >> 8) * step;
+    const from = at + i * width;
+    // Its length is checked: nothing is undefined.
+    const low = (raw[from] as number) | ((raw[from + 1] as number) << 8);
+    const value = width === 2 ? half(low) : ((low | ((raw[from + 2] as number) << 16)) << 8 >> 8) * step;
     places[i] = i % 3 === 0 ? value : -value;
   }
   return places;
@@ -242,7 +278,7 @@ export async function cut(file: File, kept: readonly number[]): Promise<Uint8Arr
     }
     from += count * width;
   }
-  return pipe(out, new CompressionStream("gzip"));
+  return new Uint8Array(await new Response(unpacked(out, new CompressionStream("gzip"))).arrayBuffer());
 }
 
 function cutPly(data: Uint8Array, kept: readonly number[]): Uint8Array<ArrayBuffer> {

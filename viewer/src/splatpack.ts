@@ -25,30 +25,43 @@ function texels(count: number): Uint32Array<ArrayBuffer> {
 }
 
 export function pack(table: SplatTable): Packed {
-  const { count, degree, turned } = table;
+  const { count, degree, turned, positions, colors, opacities, sh } = table;
   const places = texels(count);
   const floats = new Float32Array(places.buffer);
-  const shapes = texels(count);
-  const sh = texels(count * degree);
-  const bytes = new Uint8Array(sh.buffer);
+  const words = texels(count * degree);
+  const bytes = new Uint8Array(words.buffer);
   const width = 3 * terms(degree);
+  // Typed arrays give undefined only past their end.
   for (let i = 0; i < count; i++) {
-    for (let k = 0; k < 3; k++) floats[i * 4 + k] = table.positions[i * 3 + k] ?? 0;
-    const alpha = Math.round((table.opacities[i] ?? 0) * 255);
-    places[i * 4 + 3] = (table.colors[i * 3] ?? 0) | ((table.colors[i * 3 + 1] ?? 0) << 8) | ((table.colors[i * 3 + 2] ?? 0) << 16) | (alpha << 24);
-    packShape(table, i, shapes);
-    for (let k = 0; k < width; k++) bytes[i * degree * 16 + k] = table.sh[i * width + k] ?? 0;
+    const from = i * 3;
+    floats[i * 4] = positions[from] as number;
+    floats[i * 4 + 1] = positions[from + 1] as number;
+    floats[i * 4 + 2] = positions[from + 2] as number;
+    const alpha = Math.round((opacities[i] as number) * 255);
+    places[i * 4 + 3] = (colors[from] as number) | ((colors[from + 1] as number) << 8) | ((colors[from + 2] as number) << 16) | (alpha << 24);
   }
-  return { count, degree, turned, places, shapes, sh };
+  for (let i = 0; i < count; i++) {
+    const from = i * width;
+    const to = i * degree * 16;
+    for (let k = 0; k < width; k++) bytes[to + k] = sh[from + k] as number;
+  }
+  return { count, degree, turned, places, shapes: packShapes(table), sh: words };
 }
 
-function packShape({ quaternions, scales }: SplatTable, i: number, out: Uint32Array): void {
-  const [x = 0, y = 0, z = 0, w = 1] = [quaternions[i * 4], quaternions[i * 4 + 1], quaternions[i * 4 + 2], quaternions[i * 4 + 3]];
-  const steps = TURN_STEPS / (Math.sqrt(x * x + y * y + z * z + w * w) || 1);
-  const turn = (value: number) => Math.round(value * steps) & 0xffff;
-  const scale = (k: number) => Math.min(65535, Math.max(0, Math.round((Math.log(scales[i * 3 + k] ?? 0) + SCALE_OFFSET) * SCALE_STEPS)));
-  out[i * 4] = turn(x) | (turn(y) << 16);
-  out[i * 4 + 1] = turn(z) | (turn(w) << 16);
-  out[i * 4 + 2] = scale(0) | (scale(1) << 16);
-  out[i * 4 + 3] = scale(2);
+function packShapes({ count, quaternions, scales }: SplatTable): Uint32Array<ArrayBuffer> {
+  const out = texels(count);
+  const scale = (at: number) => Math.min(65535, Math.max(0, Math.round((Math.log(scales[at] as number) + SCALE_OFFSET) * SCALE_STEPS)));
+  for (let i = 0; i < count; i++) {
+    const from = i * 4;
+    const x = quaternions[from] as number;
+    const y = quaternions[from + 1] as number;
+    const z = quaternions[from + 2] as number;
+    const w = quaternions[from + 3] as number;
+    const steps = TURN_STEPS / (Math.sqrt(x * x + y * y + z * z + w * w) || 1);
+    out[from] = (Math.round(x * steps) & 0xffff) | (Math.round(y * steps) << 16);
+    out[from + 1] = (Math.round(z * steps) & 0xffff) | (Math.round(w * steps) << 16);
+    out[from + 2] = scale(i * 3) | (scale(i * 3 + 1) << 16);
+    out[from + 3] = scale(i * 3 + 2);
+  }
+  return out;
 }

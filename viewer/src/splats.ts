@@ -4,7 +4,7 @@ import type { SplatData } from "./messages";
 import { SplatDrawing } from "./splatdraw";
 import { MOST_DEGREE } from "./splatfile";
 import type { Filter, Sight } from "./splatsort";
-import { SplatWork } from "./splatwork";
+import type { SplatWork } from "./splatwork";
 import type { Stage } from "./stage";
 
 /** A box in world units; ``axes`` are unit vectors, ``half`` half its sides. */
@@ -19,7 +19,6 @@ export class SplatLayer {
   file: SplatData | null = null;
   count = 0;
   private readonly drawing = new SplatDrawing();
-  private readonly work = new SplatWork();
   private generation = 0;
   private drawn = 0;
   private filter = { share: 1, leastOpacity: 0, box: [] as number[] };
@@ -30,7 +29,10 @@ export class SplatLayer {
   private ordering: Promise<void> | null = null;
   private spare: Uint32Array<ArrayBuffer> | null = null;
 
-  constructor(private readonly stage: Stage) {
+  constructor(
+    private readonly stage: Stage,
+    private readonly work: SplatWork,
+  ) {
     stage.world.add(this.drawing.mesh);
     stage.beforeDraw.add(() => this.prepare());
     stage.settling.add(() => this.settle());
@@ -39,20 +41,28 @@ export class SplatLayer {
   /** Replaces what is shown once the new splats are ready; a newer call wins over one that is still at work. */
   async load(file: SplatData): Promise<void> {
     const generation = ++this.generation;
-    const packed = await this.work.load(generation, file).catch((error: unknown) => {
+    const { id, packed } = await this.work.load(file).catch((error: unknown) => {
       throw new Error(`the splats cannot be read (${error instanceof Error ? error.message : String(error)}); export the scene again`, { cause: error });
     });
     if (generation !== this.generation) return;
     const key = this.key();
-    const { order, count } = await this.work.sort(generation, this.sight(), this.filterOf(packed.count), SplatDrawing.orderOf(packed.count));
+    const { order, count } = await this.work.sort(id, this.sight(), this.filterOf(packed.count), SplatDrawing.orderOf(packed.count));
     if (generation !== this.generation || count === null) return;
     this.drawing.replace(packed, order, count);
-    this.drawn = generation;
+    this.drawn = id;
     this.ordered = key;
     this.spare = new Uint32Array(order.length);
     this.file = file;
     this.count = packed.count;
     this.show(this.shown);
+  }
+
+  /** Has the browser make ready what it draws splats with, while they are still on their way. */
+  warm(): void {
+    if (this.file) return;
+    this.drawing.mesh.visible = true;
+    this.stage.drawNow();
+    this.drawing.mesh.visible = false;
   }
 
   show(shown: boolean): void {

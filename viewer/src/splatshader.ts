@@ -11,7 +11,8 @@ void main() {
 const PLACE = `
 ivec2 texel(int index) { return ivec2(index & ${ROW - 1}, index / ${ROW}); }`;
 
-/** DEGREE is that of the file, ``degree`` what is wanted of it. */
+/** ``bands`` is the degree of the file, ``degree`` what is wanted of it. Both are no constants: a file of another degree would wait
+for a compiler. */
 export const PROJECT = `
 precision highp float;
 precision highp int;
@@ -20,7 +21,7 @@ uniform usampler2D places, shapes, sh;
 uniform mat4 view, projection;
 uniform vec2 size;
 uniform vec3 eye;
-uniform int count, degree;
+uniform int count, bands, degree;
 uniform bool antialiased, turned;
 layout(location = 0) out uvec4 clip;
 layout(location = 1) out uvec4 rest;
@@ -29,8 +30,7 @@ ${PLACE}
 
 vec2 signed16(uint word) { return vec2(float(int(word << 16) >> 16), float(int(word) >> 16)) / 32767.0; }
 
-#if DEGREE > 0
-uint words[DEGREE * 4];
+uint words[12];
 vec3 term(int k) {
   vec3 rgb;
   for (int c = 0; c < 3; c++) {
@@ -39,31 +39,26 @@ vec3 term(int k) {
   }
   return (rgb - 128.0) / 128.0;
 }
-#endif
 
 vec3 shade(int index, vec3 dc, vec3 center) {
   vec3 rgb = 0.5 + 0.28209479 * (dc - 0.5) / 0.15;
-#if DEGREE > 0
   if (degree == 0) return max(rgb, 0.0);
-  for (int j = 0; j < DEGREE; j++) {
-    uvec4 four = texelFetch(sh, texel(index * DEGREE + j), 0);
+  for (int j = 0; j < 3; j++) {
+    if (j == degree) break;
+    uvec4 four = texelFetch(sh, texel(index * bands + j), 0);
     for (int k = 0; k < 4; k++) words[4 * j + k] = four[k];
   }
   vec3 d = normalize(center - eye) * (turned ? vec3(1.0, -1.0, -1.0) : vec3(1.0));
   float x = d.x, y = d.y, z = d.z;
   rgb += 0.48860251 * (z * term(1) - y * term(0) - x * term(2));
-#if DEGREE > 1
+  if (degree == 1) return max(rgb, 0.0);
   float xx = x * x, yy = y * y, zz = z * z;
-  if (degree > 1) rgb += 1.09254843 * (x * y * term(3) - y * z * term(4) - x * z * term(6))
+  rgb += 1.09254843 * (x * y * term(3) - y * z * term(4) - x * z * term(6))
     + 0.31539157 * (2.0 * zz - xx - yy) * term(5) + 0.54627422 * (xx - yy) * term(7);
-#endif
-#if DEGREE > 2
   if (degree > 2) rgb += 2.89061144 * x * y * z * term(9) + 1.44530572 * z * (xx - yy) * term(13)
     + 0.37317633 * z * (2.0 * zz - 3.0 * xx - 3.0 * yy) * term(11)
     - 0.59004359 * (y * (3.0 * xx - yy) * term(8) + x * (xx - 3.0 * yy) * term(14))
     - 0.45704580 * (4.0 * zz - xx - yy) * (y * term(10) + x * term(12));
-#endif
-#endif
   return max(rgb, 0.0);
 }
 

@@ -5,6 +5,9 @@ import { type Eye, fit, PLAIN_LENS } from "./eye";
 /** Called before each drawn frame with the seconds since the last one; true = keep drawing. */
 type Ticker = (seconds: number) => boolean;
 
+/** The browser has no WebGL2, or it is switched off. */
+export class NoWebGL extends Error {}
+
 const EXTENT = 5; // what the scene's radius becomes: three's thresholds and half floats expect ordinary sizes
 const SLOW_FRAME = 0.05; // seconds; slower frames are drawn smaller while something moves
 const SETTLE = 180; // milliseconds of rest before the full picture
@@ -27,15 +30,19 @@ export class Stage {
   frames = 0;
   frameSeconds = 0;
   private readonly fullRatio = Math.min(globalThis.devicePixelRatio || 1, 2);
-  private detail = 1;
+  /** The first picture is a quick one. */
+  private detail = 0.5;
   private restTimer = 0;
   private pending = 0;
   private last = 0;
   private size = { width: 0, height: 0 };
+  private holding = 0;
 
   constructor(readonly canvas: HTMLCanvasElement) {
-    this.renderer = new WebGLRenderer({ canvas, antialias: false, powerPreference: "high-performance" });
-    this.renderer.setPixelRatio(this.fullRatio);
+    const context = canvas.getContext("webgl2", { alpha: true, antialias: false, powerPreference: "high-performance" });
+    if (!context) throw new NoWebGL("no WebGL2");
+    this.renderer = new WebGLRenderer({ canvas, context });
+    this.renderer.setPixelRatio(this.fullRatio * this.detail);
     this.scene.add(this.world);
     this.camera.matrixAutoUpdate = true;
     this.background("#101114");
@@ -74,9 +81,31 @@ export class Stage {
     this.draw();
   }
 
+  /** Draws nothing before `release`, or so many milliseconds: an empty picture costs as much time as the one to come. */
+  hold(longest: number): void {
+    if (this.holding === 0) this.holding = window.setTimeout(() => this.release(), longest);
+    window.cancelAnimationFrame(this.pending);
+    this.pending = 0;
+  }
+
+  release(): void {
+    window.clearTimeout(this.holding);
+    this.holding = 0;
+    this.draw();
+  }
+
   /** One picture soon. */
   draw(): void {
+    if (this.holding !== 0) return;
     if (this.pending === 0) this.pending = requestAnimationFrame((now) => this.frame(now));
+  }
+
+  /** The full picture soon. */
+  rest(): void {
+    window.clearTimeout(this.restTimer);
+    this.restTimer = 0;
+    this.setDetail(1);
+    this.draw();
   }
 
   /** The picture now, at full size, for screenshots and videos. */
@@ -92,6 +121,16 @@ export class Stage {
     this.apply();
     for (const settle of this.settling) await settle();
     this.drawNow();
+  }
+
+  /** Once the graphics card has done what it was asked to. */
+  async finished(): Promise<void> {
+    const context = this.renderer.getContext() as WebGL2RenderingContext;
+    const fence = context.fenceSync(context.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    if (!fence) return;
+    context.flush();
+    while (context.clientWaitSync(fence, 0, 0) === context.TIMEOUT_EXPIRED) await new Promise((resolve) => { setTimeout(resolve, 5); });
+    context.deleteSync(fence);
   }
 
   private render(): void {
@@ -132,12 +171,8 @@ export class Stage {
   /** Slow machines get fewer pixels while things move, all of them at rest. */
   private adapt(moving: boolean, interval: number): void {
     if (!moving) {
-      if (this.detail < 1 && this.restTimer === 0) {
-        this.restTimer = window.setTimeout(() => {
-          this.restTimer = 0;
-          this.setDetail(1);
-          this.draw();
-        }, SETTLE);
+      if (this.detail < 1 && this.restTimer === 0 && this.holding === 0) {
+        this.restTimer = window.setTimeout(() => this.rest(), SETTLE);
       }
       return;
     }

@@ -10,7 +10,7 @@ import { Grid } from "./grid";
 import { helpDialog } from "./help";
 import { LivePanel } from "./live";
 import { MeasureTool } from "./measure";
-import type { FromServer, SceneInfo, Similarity, SplatData } from "./messages";
+import type { FromServer, PointData, SceneInfo, Similarity, SplatData } from "./messages";
 import { fail, Notices } from "./notices";
 import { Overlay } from "./overlay";
 import { ShowPanel } from "./panel";
@@ -19,13 +19,16 @@ import { PhotoMode } from "./photo";
 import { isInside, pickSplat } from "./pick";
 import { allOf, groundOf, meanOf, moved, startOf } from "./places";
 import { PointLayer } from "./points";
-import { PageSource, SocketSource, type Source } from "./source";
+import type { Source, Taker } from "./source";
 import { isAntialiased, tableOf } from "./splatfile";
 import { SplatLayer } from "./splats";
+import type { SplatWork } from "./splatwork";
 import { Stage } from "./stage";
 import { Stream } from "./stream";
 
-export class Viewer {
+const LONGEST_HOLD = 1000; // milliseconds; where the splats take longer, the cameras are shown first
+
+export class Viewer implements Taker {
   readonly stage: Stage;
   readonly controls: Controls;
   readonly splats: SplatLayer;
@@ -40,12 +43,12 @@ export class Viewer {
   readonly live: LivePanel;
   readonly stream: Stream;
   readonly notices = new Notices();
-  readonly source: Source;
   info: SceneInfo | null = null;
   /** Times of the first things, milliseconds since the page's start. */
   readonly times: Record<string, number> = {};
   private readonly address: Address;
-  private readonly heading = el("h1", {}, "scenetx");
+  private readonly root = el("main", { id: "viewer", class: "opening" });
+  private readonly heading = el("h1", {}, document.title.replace(/ · scenetx$/, ""));
   private readonly summary = el("p", {}, "");
   private readonly opening = el("div", { class: "card" }, "Opening the scene …");
   private readonly loading = el("div", { class: "loading" }, this.opening);
@@ -55,14 +58,23 @@ export class Viewer {
   private readonly help = helpDialog();
   private placed = false;
   private asked = false;
+  private touched = false;
+  /** What waits until the first splats are on the screen, by what it is about; null = nothing has to. */
+  private later: Map<string, () => void> | null = null;
+  private firstPicture: Promise<void> | undefined;
+  private pictureShown: () => void = () => undefined;
 
-  constructor(body: HTMLElement) {
+  constructor(
+    body: HTMLElement,
+    readonly source: Source,
+    work: SplatWork,
+  ) {
     const canvas = el("canvas", { class: "stage", tabindex: 0, role: "application", "aria-label": "The scene in 3D. Arrow keys turn, plus and minus zoom, W A S D move; press H for all keys." });
-    const root = el("main", { id: "viewer" }, canvas);
-    body.append(root);
+    body.append(this.root);
+    this.root.append(canvas);
     this.stage = new Stage(canvas);
     this.controls = new Controls(this.stage);
-    this.splats = new SplatLayer(this.stage);
+    this.splats = new SplatLayer(this.stage, work);
     this.points = new PointLayer(this.stage);
     this.frustums = new FrustumLayer(this.stage);
     this.grid = new Grid(this.stage);
@@ -79,7 +91,7 @@ export class Viewer {
     const overlay = new Overlay(this.stage);
     for (const tool of [this.measure, this.crop, this.path]) overlay.add(() => tool.drawing());
     this.side.append(this.live.root, ...this.panel.sections, this.measure.root, this.crop.root, this.path.root);
-    root.append(
+    this.root.append(
       overlay.root,
       el("header", { class: "title card" }, this.heading, this.summary),
       this.photo.layer,
@@ -92,32 +104,34 @@ export class Viewer {
     );
     body.append(this.help);
     this.listen(canvas);
+    this.panel.offer(false, false, false);
     this.openPanel(window.innerWidth > 700);
-    const socket = document.documentElement.dataset["socket"];
-    const take = (message: FromServer) => this.take(message);
-    this.source = socket ? new SocketSource(socketAddress(socket), take, this.notices) : new PageSource(take, (error) => this.broken(error));
+    window.setTimeout(() => this.showPanels(), LONGEST_HOLD);
+    this.source.open(this);
   }
 
   /** Everything that comes from the server or the page arrives here. */
-  take(message: FromServer): void {
+  take(message: FromServer): Promise<void> | undefined {
     if (message.type === "SceneInfo") this.takeScene(message);
-    else if (message.type === "SplatData") void this.takeSplats(message);
-    else if (message.type === "PointData") {
-      this.points.load(message, this.panel.switches.points.input.checked);
-      this.placeGrid();
-      this.loading.hidden = this.loading.hidden || !this.info?.splats;
-    } else if (message.type === "PhotoData") this.photo.addPhoto(message.name, message.data);
+    else if (message.type === "SplatData") {
+      void this.takeSplats(message);
+      return this.firstPicture;
+    } else if (message.type === "PointData") this.afterwards("points", () => this.takePoints(message));
+    else if (message.type === "PhotoData") this.afterwards(`photo ${message.name}`, () => this.photo.addPhoto(message.name, message.data));
     else if (message.type === "Notice") this.notices.say(message.text, message.level);
     else if (message.type === "Progress") {
       this.live.takeProgress(message);
-      this.opening.textContent = `${message.title} …`;
+      this.opening.textContent = `${message.title} … ${Math.round(100 * message.fraction)} %`;
     }
     else if (message.type === "Curve") this.live.takeCurve(message);
     else if (message.type === "Track") {
+      const before = this.live.place;
       this.live.takeTrack(message);
+      if (!before && this.live.place) this.keepInSight(0);
       this.opening.textContent = "Finding where the camera is …";
     }
     else if (message.type === "Picture") void this.stream.take(message);
+    return undefined;
   }
 
   /** Everything in the picture, from the side the cameras are on. */
@@ -125,7 +139,7 @@ export class Viewer {
     if (!this.info) return Promise.resolve();
     this.photo.leave();
     const cameras = this.panel.switches.frustums.input.checked;
-    return this.controls.fly(allOf(this.info, this.controls.up, this.stage.width / this.stage.height, cameras), seconds);
+    return this.controls.fly(allOf(this.info, this.controls.up, this.stage.width / this.stage.height, cameras, this.live.place ?? undefined), seconds);
   }
 
   /** The surface at a window pixel: of the splats, else of the points. */
@@ -157,24 +171,73 @@ export class Viewer {
     this.heading.textContent = info.title;
     this.controls.up.set(...info.up).normalize();
     this.stage.setRadius(info.radius);
+    this.waitFor(info);
     this.frustums.load(info.views);
-    this.photo.load(info.views);
+    this.afterwards("pictures", () => {
+      this.frustums.loadPictures();
+      this.photo.load(info.views);
+      document.body.classList.toggle("has-strip", info.views.length > 0);
+    });
     this.offer(info);
     this.stream.active = info.rendered;
     this.stream.restart();
     if (info.splats === 0 && !this.asked) this.panel.switches.points.set(true);
-    document.body.classList.toggle("has-strip", info.views.length > 0);
     if (!this.asked) this.firstEye(info);
+    else this.keepInSight(0.8);
     this.placeGrid();
     if (info.splats === 0) this.loading.hidden = true;
+  }
+
+  private takePoints(points: PointData): void {
+    this.points.load(points, this.panel.switches.points.input.checked);
+    this.placeGrid();
+    if (this.info) this.offer(this.info);
+    this.loading.hidden = this.loading.hidden || !this.info?.splats;
+  }
+
+  /** The first splats are what is waited for, so all that can come after them does. */
+  private waitFor(info: SceneInfo): void {
+    if (info.splats === 0) this.showPanels();
+    if (info.splats === 0 || this.firstPicture) return;
+    this.later = new Map();
+    this.firstPicture = new Promise((resolve) => { this.pictureShown = resolve; });
+    this.stage.hold(LONGEST_HOLD);
+    this.splats.warm();
+  }
+
+  /** Until then they would only keep a slow machine from the picture. */
+  private showPanels(): void {
+    this.root.classList.remove("opening");
+  }
+
+  private afterwards(name: string, act: () => void): void {
+    if (this.later) this.later.set(name, act);
+    else act();
+  }
+
+  /** The first splats are on the screen, or will never be. */
+  private goOn(): void {
+    if (this.splats.count > 0) this.times["picture"] ??= performance.now();
+    const waiting = this.later ?? new Map<string, () => void>();
+    this.later = null;
+    this.showPanels();
+    this.stage.rest();
+    for (const act of waiting.values()) act();
+    this.pictureShown();
+  }
+
+  /** What is only being discovered stays in sight as it grows, until somebody looks at it their own way. */
+  private keepInSight(seconds: number): void {
+    if (this.info?.live && this.info.views.length === 0 && !this.touched) void this.frameAll(seconds);
   }
 
   /** What there is to see; of a scene that is being made the splats come later. */
   private offer(info: SceneInfo): void {
     const splats = this.splats.count || info.splats;
-    const parts: readonly [number, string][] = [[info.views.length, "photo"], [splats, "splat"], [info.points, "point"]];
+    const points = this.points.count || info.points;
+    const parts: readonly [number, string][] = [[info.views.length, "photo"], [splats, "splat"], [points, "point"]];
     this.summary.textContent = parts.filter(([number]) => number > 0).map(([number, what]) => `${count(number)} ${what}${number === 1 ? "" : "s"}`).join(" · ");
-    this.panel.offer(splats > 0, info.points > 0);
+    this.panel.offer(splats > 0, points > 0, info.views.length > 0);
   }
 
   private firstEye(info: SceneInfo): void {
@@ -194,14 +257,17 @@ export class Viewer {
       // The points were shown in the splats' place.
       if (this.times["splats"] === undefined && this.info?.splats === 0) this.panel.switches.points.set(false);
       this.times["splats"] ??= performance.now();
+      this.stage.release();
     } catch (error) {
       this.broken(error);
     }
     this.loading.hidden = true;
   }
 
-  private broken(error: unknown): void {
+  broken(error: unknown): void {
     this.loading.hidden = true;
+    this.stage.release();
+    this.goOn();
     const what = error instanceof Error ? error.message : String(error);
     if (this.info) this.notices.say(`Not all of the scene could be opened: ${what}.`, "error", "broken");
     else fail("The scene could not be opened", `${what}.`, "The file may be cut short: copy it again, or write it anew with `scenetx export SCENE page.html`.");
@@ -275,6 +341,7 @@ export class Viewer {
 
   private listen(canvas: HTMLCanvasElement): void {
     this.controls.onMove = () => {
+      this.touched = true;
       this.photo.moved();
       this.path.stop();
       this.address.changed();
@@ -286,9 +353,12 @@ export class Viewer {
     this.controls.onHover = (x, y) => this.hover(x, y);
     canvas.addEventListener("pointerleave", () => { this.label.hidden = true; });
     this.stage.afterDraw.add(() => {
-      if (this.info && !this.placed) {
+      if (this.times["full"] !== undefined || this.splats.count === 0) return;
+      if (this.later && !this.placed) {
         this.placed = true;
-        this.times["first"] = performance.now();
+        void this.stage.finished().then(() => this.goOn());
+      } else if (this.times["picture"] !== undefined) {
+        void this.stage.finished().then(() => { this.times["full"] ??= performance.now(); });
       }
     });
     canvas.addEventListener("webglcontextlost", (event) => {
@@ -380,12 +450,6 @@ export class Viewer {
     if (this.measure.picking === "none") this.photo.leave();
     else this.measure.stop();
   }
-}
-
-function socketAddress(path: string): URL {
-  const address = new URL(path, location.href);
-  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-  return address;
 }
 
 export function fileName(title: string | undefined): string {

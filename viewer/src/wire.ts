@@ -33,6 +33,8 @@ export function encode(message: FromPage): Uint8Array<ArrayBuffer> {
 }
 
 export function fromBase64(text: string): ArrayBuffer {
+  const native = Reflect.get(Uint8Array, "fromBase64") as ((text: string) => Uint8Array<ArrayBuffer>) | undefined;
+  if (native) return native.call(Uint8Array, text).buffer;
   const binary = atob(text.trim());
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
