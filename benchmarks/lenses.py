@@ -90,6 +90,12 @@ def from_reference(
 ) -> dict[str, object]:
     """Bundle adjustment begun at the reference cameras: where it ends and what it gains."""
     start = pycolmap.Reconstruction(model)
+    for camera in start.cameras.values():
+        # The lens that the database has, with what was found of it.
+        middle = [camera.principal_point_x, camera.principal_point_y]
+        params = [camera.mean_focal_length(), *middle, camera.params[max(camera.principal_point_idxs()) + 1]]
+        camera.model = pycolmap.CameraModelId.SIMPLE_RADIAL
+        camera.params = params
     for image in map(start.image, start.reg_image_ids()):
         if image.name in truth.world_from_cam:
             cam_from_world = np.linalg.inv(truth.world_from_cam[image.name])

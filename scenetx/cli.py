@@ -150,11 +150,13 @@ def _view(verb: View, console: Console) -> None:
 
 def _export(verb: Export, console: Console) -> None:
     from scenetx.io.scene_dir import load_scene
-    from scenetx.pipeline.export import export
+    from scenetx.pipeline.export import at_most, export
 
     if not verb.targets:
         raise InputError("export", "no target", "name one or more files, for example splats.spz")
     scene = load_scene(verb.scene)
+    if verb.splats is not None:
+        scene = at_most(scene, verb.splats)
     for target in verb.targets:
         written = export(scene, target)
         size = f" ({written.stat().st_size / 1e6:.1f} MB)" if written.is_file() else ""

@@ -91,6 +91,8 @@ class Export:
 
     scene: Positional[Path]
     targets: Positional[tuple[Path, ...]]
+    splats: int | None = None
+    """At most so many: neighbours are merged, which leaves no holes. For phones and previews; takes a second."""
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,7 @@ def test_render_paths_to_video_pictures_and_depth(done: tuple[Scene, Path], tmp_
         (["render", "{scene}", "--frames", "0"], "frames"),
         (["export", "{scene}", "a.xyz"], "unknown suffix .xyz"),
         (["export", "{scene}"], "no target"),
+        (["export", "{scene}", "a.ply", "--splats", "0"], "give 1 or more"),
         (["evaluate", "{scene}", "--reference", "/nowhere"], "/nowhere"),
     ],
 )
@@ -241,6 +242,8 @@ def test_export_and_evaluate_from_the_command_line(
     main(["export", str(done[1]), *(str(tmp_path / name) for name in ("a.splat", "points.ply", "a.glb", "colmap"))])
     assert (tmp_path / "colmap" / "cameras.bin").exists()
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.splat", "points.ply", "a.glb"))
+    main(["export", str(done[1]), str(tmp_path / "few.splat"), "--splats", "50"])
+    assert (tmp_path / "few.splat").stat().st_size == 50 * 32
     kept = json.loads((done[1] / "metrics.json").read_text())
     main(["evaluate", str(done[1]), "--reference", str(posed)])
     again = json.loads((done[1] / "metrics.json").read_text())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from scenetx.core import InputError, Scene
+from scenetx.core.levels import coarser
 from scenetx.geometry.fuse import FuseSettings
 from scenetx.io.colmap import write_colmap
 from scenetx.io.glb import write_glb
@@ -15,6 +17,15 @@ from scenetx.pipeline.mesh import MESH_SUFFIXES, export_mesh
 from scenetx.pipeline.page import write_page
 
 SPLAT_SUFFIXES = {".ply", ".splat", ".spz", ".sog"}
+
+
+def at_most(scene: Scene, splats: int) -> Scene:
+    """The scene with its splats merged into no more than ``splats``; as it is where it has none, or no more."""
+    if splats < 1:
+        raise InputError("export --splats", splats, "give 1 or more")
+    if scene.gaussians is None or len(scene.gaussians) <= splats:
+        return scene
+    return replace(scene, gaussians=coarser(scene.gaussians, splats))
 
 
 def export(scene: Scene, target: str | Path) -> Path:
