@@ -17,8 +17,10 @@ from scenetx.live.build import BuildSettings, build_map
 from scenetx.live.classical import ClassicalLocator
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.classical_session import ClassicalSession
-from scenetx.live.features import FeatureSettings
+from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of
+from scenetx.live.grow import GrowingMap
 from scenetx.live.intrinsics import GivenLens, Intrinsics
+from scenetx.live.points import Station
 from scenetx.live.solve import with_focal
 from scenetx.live.track import Tracker, track_frames
 from scenetx.live.update import Frame, Update
@@ -79,6 +81,49 @@ def test_the_place_is_found_again_in_a_map_of_its_own(session):
         if before is not None and update.status == "tracking":
             assert update.world_from_cam is not None
             assert float((update.world_from_cam - before)[:3, 3].norm()) < 0.06
+
+
+def test_a_picture_that_the_others_contradict_is_placed_anew_or_turned_away(session, pictures):
+    own, updates = session
+    assert own._growing is not None
+    number = next(k for k, u in enumerate(updates[:32]) if k > 16 and u.status == "tracking" and not u.added)
+    right = updates[number].world_from_cam.numpy()
+    features = FeatureFinder(own.settings.features)(grey_of(torch.from_numpy(pictures[number])))
+    station = Station("new.png", right, K.numpy(), (HEIGHT, WIDTH), features, own._growing.stations[0].picture)
+
+    def fresh() -> GrowingMap:
+        return GrowingMap(own._growing.stations, own._growing.map, known_lens=True)
+
+    growing = fresh()
+    assert growing.agrees(station)
+    turned = right.copy()
+    turned[:3, :3] = turned[:3, :3] @ rotation_from_rotvec(torch.tensor([0.1, 0.0, 0.0]).double()).numpy()
+    assert not growing.agrees(replace(station, world_from_cam=turned))
+    assert growing.add(replace(station, world_from_cam=turned)) == "taken"
+    placed = growing.stations[-1].world_from_cam
+    assert np.abs(placed - right).max() < 0.03
+    # Where the features say nothing either, the map stays as it was.
+    mixed = np.random.default_rng(0).permutation(len(features))
+    strange = replace(station, world_from_cam=right, features=replace(features, xy=features.xy[mixed]))
+    growing = fresh()
+    assert growing.add(strange) == "doubtful"
+    assert len(growing.stations) == own.keyframes
+    assert growing.map is own._growing.map
+
+
+def test_poses_are_unsure_while_pictures_contradict_the_map(pictures, monkeypatch):
+    """And a young map that goes on like this is given up."""
+    with ClassicalSession(known_lens=True, patient=True) as own:
+        monkeypatch.setattr(GrowingMap, "add", lambda self, station: "doubtful")
+        monkeypatch.setattr(GrowingMap, "agrees", lambda self, station: False)
+        updates = list(scenetx.track(Shots(pictures), scene=own, lens=LENS))
+    first = next(k for k, update in enumerate(updates) if update.added)
+    doubted = next(k for k, update in enumerate(updates) if k > first and update.added)
+    later = updates[doubted + 1 : doubted + 1 + own.settings.doubts]
+    assert later[0].status == "unsure"
+    assert "contradict" in later[0].note
+    assert all(update.status != "tracking" for update in later)
+    assert any(update.keyframes == 0 for update in updates[doubted:])
 
 
 def test_the_map_is_a_scene_that_can_be_tracked_in(session, pictures):

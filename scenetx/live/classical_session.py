@@ -42,7 +42,7 @@ class ClassicalSessionSettings:
     """Degrees."""
     fading: float = 0.6
     """And so does one in which only this share of the patches is found that the last keyframe had."""
-    sure: float = 0.15
+    sure: float = 0.25
     """Poses less sure than this never do."""
     largest: int = 1280
     """Longest side in which keyframes are kept."""
@@ -153,6 +153,9 @@ class ClassicalSession:
             self._begin_anew()
             return None
         self._failed = 0
+        self._begin_anew()
+        if self._now is None:
+            return None
         if not self._mapper.busy:
             new = self._is_new(found)
             if new or self._doubts:
@@ -161,7 +164,6 @@ class ClassicalSession:
         if self._doubts:
             found = replace(found, confidence=min(found.confidence, self.settings.doubted))
             note = note or "the map's pictures contradict this pose"
-            self._begin_anew()
         return replace(found, note="; ".join(part for part in (note, found.note) if part))
 
     def finish(self, timeout: float | int | None = None) -> bool:

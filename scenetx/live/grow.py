@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,14 @@ from jaxtyping import Float, Int
 
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
 from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.features import match, unit
 from scenetx.live.keyframes import KeyframeSettings, spread
-from scenetx.live.points import PointSettings, Station, link, map_of, starts
+from scenetx.live.points import PointSettings, Station, link, map_of, matched, starts
+from scenetx.live.solve import ransac
+from scenetx.live.two_view import off_lines
+
+Joined = Literal["taken", "little", "doubtful"]
+"""What becomes of a picture: it joins the map; hangs on too few points; contradicts the map's pictures."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,14 @@ class GrowSettings:
     """Pictures of the map a new one is matched with."""
     window: int = 6
     """Pictures whose cameras are adjusted with the new one: those that share most points with it."""
+    young: int = 12
+    """In a map of so few pictures all cameras are adjusted: the first three hang on little parallax."""
+    agree: float = 0.75
+    """Share of a new picture's matches with its neighbours, cameras unasked, that have to agree with the cameras:"""
+    agree_error: float = 2.0
+    """by so many pixels (of a longer side of 640) from their epipolar lines."""
+    agree_matches: int = 40
+    """A neighbour with fewer matches has no say."""
     least: int = 25
     """Points a new picture has to see to stay."""
     lens_pictures: int = 5
@@ -64,25 +79,65 @@ class GrowingMap:
         """As they are in the map, in order of their coming."""
         return tuple(self._stations)
 
-    def add(self, station: Station) -> bool:
-        """One more picture, near its place in the map. False: it hangs on too few points, and is not taken."""
-        settings = self.settings
-        if not self.known_lens:  # what it was thought to be may be old by now
-            station = replace(station, K=self._stations[-1].K)
-        near = self._nearest(station)
-        self._match(station, [self._stations[k] for k in near])
+    def add(self, station: Station) -> Joined:
+        """One more picture, near its place in the map.
+
+        Matches that are looked for along epipolar lines agree with any camera, so others are asked first: a picture
+        that they contradict is placed anew by the map's points, or turned away.
+        """
+        station, near = self._seen_from(station)
+        if self._agreement(station, near) < self.settings.agree:
+            placed = self._placed_anew(station, near)
+            if placed is None or self._agreement(placed, near) < self.settings.agree:
+                return "doubtful"
+            station = placed
+        self._match(station, near)
         self._stations.append(station)
         made = self._made()
-        if int((made.obs_view == len(self._stations) - 1).sum()) < settings.least:
+        if int((made.obs_view == len(self._stations) - 1).sum()) < self.settings.least:
             self._drop(len(self._stations) - 1)
-            return False
+            return "little"
         self.map = self._adjusted(made)
         self._follow()
-        if not self.known_lens and len(self._stations) >= settings.lens_pictures:
+        if not self.known_lens and len(self._stations) >= self.settings.lens_pictures:
             self._find_lens()
-        if len(self._stations) > settings.most:
+        if len(self._stations) > self.settings.most:
             self._thin()
-        return True
+        return "taken"
+
+    def agrees(self, station: Station) -> bool:
+        """Whether the map's pictures bear a picture's pose out, as far as they see the same."""
+        return self._agreement(*self._seen_from(station)) >= self.settings.agree
+
+    def _seen_from(self, station: Station) -> tuple[Station, list[Station]]:
+        """The picture with the lens as it is now, and its neighbours."""
+        if not self.known_lens:  # what it was thought to be may be old by now
+            station = replace(station, K=self._stations[-1].K)
+        return station, [self._stations[k] for k in self._nearest(station)]
+
+    def _agreement(self, station: Station, near: Sequence[Station]) -> float:
+        """Share of matches with its neighbours that agree with the cameras; 1 where there are too few to tell."""
+        settings, right, count = self.settings, 0, 0
+        for other in near:
+            rows, columns = matched(other, station)
+            if len(rows) >= settings.agree_matches:
+                off = off_lines(other, station, rows, columns) * 640 / max(station.size)
+                right, count = right + int((off < settings.agree_error).sum()), count + len(rows)
+        return right / count if count else 1.0
+
+    def _placed_anew(self, station: Station, near: Sequence[Station]) -> Station | None:
+        """The picture where its features, matched with the points its neighbours see, put it."""
+        made, names = self.map, {other.name for other in near}
+        views = [k for k, name in enumerate(made.names) if name in names]
+        points = np.unique(made.obs_point[np.isin(made.obs_view, views)])
+        likeness = unit(station.features.descriptors) @ unit(made.descriptors[points]).T
+        rows, columns, _ = match(likeness, ratio=0.85)
+        pixels, error = station.features.xy[rows].astype(np.float64), 1.5 * self.settings.agree_error
+        limit = error * max(station.size) / 640
+        cam_from_world, inlier, _ = ransac(pixels, made.positions[points[columns]], station.K, limit, rounds=1000)
+        if int(inlier.sum()) < self.settings.least:
+            return None
+        return replace(station, world_from_cam=np.linalg.inv(cam_from_world))
 
     def settle(self) -> None:
         """All cameras adjusted together, for a map that is to be kept."""
@@ -107,6 +162,9 @@ class GrowingMap:
     def _adjusted(self, made: ClassicalMap) -> ClassicalMap:
         """The newest camera and those that share most points with it; the first two are what all hangs on."""
         newest = len(self._stations) - 1
+        if newest < self.settings.young:
+            answer = adjust(made, np.ones(newest + 1, bool), settings=self.settings.adjust)
+            return _same_scale(adjusted_map(made, answer), made)
         shared = np.zeros(len(made), bool)
         shared[made.obs_point[made.obs_view == newest]] = True
         count = np.bincount(made.obs_view, shared[made.obs_point], len(self._stations))
@@ -167,6 +225,20 @@ class GrowingMap:
     def _drop(self, number: int) -> None:
         name = self._stations.pop(number).name
         self._links = {pair: found for pair, found in self._links.items() if name not in pair}
+
+
+def _same_scale(now: ClassicalMap, before: ClassicalMap) -> ClassicalMap:
+    """The map, scaled so that what its first picture (which stands still) sees is as far away as before."""
+    rows = now.obs_point[now.obs_view == 0]
+    depths = []
+    for each in (before, now):
+        cam_from_world = np.linalg.inv(each.world_from_cam[0])
+        depths.append(each.positions[rows] @ cam_from_world[2, :3] + cam_from_world[2, 3])
+    good = (depths[0] > 1e-9) & (depths[1] > 1e-9)
+    scale = float(np.median(depths[0][good] / depths[1][good])) if good.any() else 1.0
+    eye, poses = now.world_from_cam[0, :3, 3], now.world_from_cam.copy()
+    poses[:, :3, 3] = eye + scale * (poses[:, :3, 3] - eye)
+    return replace(now, world_from_cam=poses, positions=eye + scale * (now.positions - eye))
 
 
 def shift_and_turn(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,28 +15,12 @@ from scenetx.core import InputError
 from scenetx.core.cameras import pixel_grid
 from scenetx.io.lens import distort, pinhole_for
 from scenetx.live.classical_map import Lens
-from scenetx.live.update import Locator
+from scenetx.live.update import KnowsFocal, Locator, TellsK
 from scenetx.splat.cpu_jit import kernel
 
 DEFAULT_FOCAL = 1.0  # of the longer side: between a phone's 0.75 and a webcam's 1.2
 SURE = 60  # matches that have to say so before a camera of the map's size is taken for another one
 TRIES = 15  # frames on which an unknown camera is looked for, before the default is kept
-
-
-@runtime_checkable
-class KnowsFocal(Protocol):
-    """A locator that can tell the focal length of a picture of its scene."""
-
-    def estimate_K(self, image: UInt8[Tensor, "h w 3"]) -> tuple[Float[Tensor, "3 3"], int] | None: ...
-
-
-@runtime_checkable
-class TellsK(Protocol):
-    """A locator that finds the camera's intrinsics while it tracks. With a `K_settled` that is False, `K` may still
-    change."""
-
-    @property
-    def K(self) -> Float[Tensor, "3 3"] | None: ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +131,7 @@ class Intrinsics:
         K = locator.K
         if K is not None:
             flat = tuple(float(value) for value in K.flatten())
-            self._by_model = not getattr(locator, "K_settled", True)
+            self._by_model = not locator.K_settled
             note = "" if self._by_model else f"intrinsics: focal length {flat[0]:.0f} pixels, by the map"
             self._keep(Lens(*size, flat), note)
 

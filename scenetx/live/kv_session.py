@@ -104,6 +104,11 @@ class KvSession:
         K[0, 2], K[1, 2] = width / 2, height / 2
         return K
 
+    @property
+    def K_settled(self) -> bool:
+        """The first map's `K` is kept: later ones differ by less than the model's own error."""
+        return self.map is not None
+
     def locate(
         self,
         image: UInt8[Tensor, "h w 3"],

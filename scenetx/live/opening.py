@@ -1,24 +1,22 @@
 """The first map of an unknown place: two pictures with enough parallax, checked by a third, adjusted together.
 
-Two ways lead from one picture to the other: the essential matrix (five points, Nistér 2004) and, for flat scenes, the
-homography (Faugeras & Lustman 1988; ORB-SLAM's choice of model, Mur-Artal et al. 2015). Rather than choose between
-them by their residuals, both are carried on: the one whose points put the third picture in its place is right.
+Two pictures often have more than one explanation (`two_views`). All are carried on; the map is made when, over all
+three pictures, one of them is right and plainly better than the others. Else more pictures are waited for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import poselib
-import pycolmap
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.features import match, unit
-from scenetx.live.points import PointSettings, Station, link, map_of, starts
+from scenetx.live.points import PointSettings, Station, link, map_of, matched, starts
 from scenetx.live.solve import ransac
+from scenetx.live.two_view import PairSettings, TwoView, epipolar_cost, off_lines, two_views
 
 FOCALS = (0.85, 1.1, 0.68)
 """Of an unknown lens, times the longer side: webcams and phones first. Their residuals do not tell them apart (a far
@@ -37,28 +35,19 @@ class OpeningSettings:
     """Median pixels a feature has moved before a map is tried."""
     news: float = 4.0
     """Median pixels a picture has to differ from the last one that waits to wait as well."""
-    error: float = 2.0
-    """Pixels a match may be off."""
+    pair: PairSettings = field(default_factory=PairSettings)
     parallax: float = 2.0
     """Median degrees between the rays to a point;"""
     parallax_unknown: float = 3.0
     """of an unknown lens, where less does not tell near from far."""
     third: float = 0.6
     """Share of the points matched in a third picture that have to agree."""
-    flat: float = 0.7
-    """Share of the essential matrix's inliers from which on a homography is tried too."""
+    agree: float = 0.7
+    """Share of all matches, between each two of the three, that have to agree with the cameras."""
+    rival: float = 1.25
+    """Cameras that differ must have so many times the cost of the best, over all three pictures."""
     fit: float = 1.0
     """Median pixels off, after adjustment."""
-
-
-@dataclass(frozen=True)
-class TwoView:
-    """A relative pose (length of the shift: 1), the matches it explains, and the points they make (first camera)."""
-
-    b_from_a: Float[np.ndarray, "4 4"]
-    inlier: Bool[np.ndarray, "n"]
-    places: Float[np.ndarray, "n 3"]
-    parallax: float
 
 
 class Opening:
@@ -82,7 +71,7 @@ class Opening:
         """
         settings, scale = self.settings, max(station.size) / 640
         while self._waiting:
-            rows, columns = _matched(self._waiting[0], station)
+            rows, columns = matched(self._waiting[0], station)
             if len(rows) >= settings.matches:
                 break
             # The oldest picture is out of sight: the next one is the reference.
@@ -98,7 +87,7 @@ class Opening:
                     self._waiting = []
                     return made
         last = self._waiting[-1]
-        if _shift(last, station, *_matched(last, station)) > settings.news * scale:
+        if _shift(last, station, *matched(last, station)) > settings.news * scale:
             self._waiting.append(station)
             if len(self._waiting) > settings.kept:
                 self._waiting = self._waiting[::2]
@@ -112,21 +101,45 @@ class Opening:
     def _tried(
         self, b: Station, rows: np.ndarray, columns: np.ndarray, third: Station, *, known_lens: bool
     ) -> tuple[list[Station], ClassicalMap] | None:
-        """The better of the maps that the two models lead to; None = none is good."""
+        """The map that three pictures make; None = none, or several that differ."""
         least = self.settings.parallax if known_lens else self.settings.parallax_unknown
         for focal in (None,) if known_lens else FOCALS:
             group = [self._waiting[0], third, b]
             if focal is not None:
                 group = [_with_lens(station, focal) for station in group]
-            best: tuple[float, list[Station], ClassicalMap] | None = None
-            for pair in two_views(group[0], group[2], rows, columns, self.settings):
-                posed = self._with_third(group, rows, pair) if pair.parallax >= least else None
-                made = None if posed is None else self._adjusted(posed)
-                if made is not None and (best is None or made[0] < best[0]):
-                    best = made
-            if best is not None:
-                return best[1:]
+            made = []
+            for pair in two_views(group[0], group[2], rows, columns, self.settings.pair):
+                posed = self._with_third(group, rows, pair)
+                fitted = None if posed is None else self._adjusted(posed)
+                if fitted is not None:
+                    made.append((*fitted, pair.parallax >= least))
+            best = self._plainly_best([group for group, _, _ in made])
+            if best is not None and made[best][2]:
+                return made[best][:2]
         return None
+
+    def _plainly_best(self, groups: list[list[Station]]) -> int | None:
+        """Which of several poses of the same three pictures is right; None = none is, or they do not tell.
+
+        Judged by all matches between each two of them, but for those that none explains.
+        """
+        if not groups:
+            return None
+        scale, pair = max(groups[0][0].size) / 640, self.settings.pair
+        parts = []
+        for a, b in ((0, 2), (0, 1), (1, 2)):
+            rows, columns = matched(groups[0][a], groups[0][b])
+            parts.append([off_lines(group[a], group[b], rows, columns) / scale for group in groups])
+        off = np.concatenate(parts, axis=1)
+        right = off.min(axis=0) < pair.error
+        costs = np.array([epipolar_cost(each[right] / pair.noise) for each in off])
+        best = int(costs.argmin())
+        if (off[best] < pair.error).mean() < self.settings.agree:
+            return None
+        steps = np.stack([group[2].world_from_cam[:3, 3] for group in groups])
+        steps /= np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-12)
+        other = np.degrees(np.arccos(np.clip(steps @ steps[best], -1, 1))) > pair.apart
+        return None if (costs[other] < self.settings.rival * costs[best]).any() else best
 
     def _with_third(self, group: list[Station], rows: np.ndarray, pair: TwoView) -> list[Station] | None:
         """The three with poses, if the third one sees the pair's points where they should be."""
@@ -137,15 +150,15 @@ class Opening:
         if len(i) < self.settings.matches // 2:
             return None
         pixels, places = features.xy[j].astype(np.float64), pair.places[pair.inlier][i]
-        error = 1.5 * self.settings.error * max(a.size) / 640
+        error = 1.5 * self.settings.pair.error * max(a.size) / 640
         cam_from_world, inlier, _ = ransac(pixels, places, third.K, error, rounds=500)
         if inlier.sum() < self.settings.third * len(i):
             return None
         poses = (np.eye(4), np.linalg.inv(cam_from_world), np.linalg.inv(pair.b_from_a))
         return [replace(station, world_from_cam=pose) for station, pose in zip(group, poses, strict=True)]
 
-    def _adjusted(self, group: list[Station]) -> tuple[float, list[Station], ClassicalMap] | None:
-        """(error, the three, their map) after adjustment; None = too few points or too far off."""
+    def _adjusted(self, group: list[Station]) -> tuple[list[Station], ClassicalMap] | None:
+        """(the three, their map) after adjustment; None = too few points or too far off."""
         for final in (False, True):
             first = starts(group)
             links = [link(group[a], group[b], self.points) + first[[a, b], None] for a, b in ((0, 1), (0, 2), (1, 2))]
@@ -158,60 +171,7 @@ class Opening:
             group = [replace(each, world_from_cam=pose) for each, pose in zip(group, made.world_from_cam, strict=True)]
             if final and answer.error > self.settings.fit * max(group[0].size) / 640:
                 return None
-        return answer.error / np.sqrt(len(made)), group, made
-
-
-def two_views(
-    a: Station, b: Station, rows: Int[np.ndarray, "n"], columns: Int[np.ndarray, "n"], settings: OpeningSettings
-) -> list[TwoView]:
-    """What two pictures may say of their cameras, by matches ``rows`` of a, ``columns`` of b; those with too little
-    parallax (a camera that only turns has none), or too few points before both cameras, are left out."""
-    xa, xb = a.features.xy[rows].astype(np.float64), b.features.xy[columns].astype(np.float64)
-    error = settings.error * max(a.size) / 640
-    cameras = [_camera(station) for station in (a, b)]
-    limits = {"max_epipolar_error": error, "max_reproj_error": error, "seed": 0, "min_iterations": 100}
-    limits |= {"max_iterations": 2000}
-    essential, said = poselib.estimate_relative_pose(xa, xb, cameras[0], cameras[1], limits, {})
-    poses = [np.vstack([essential.Rt, [0, 0, 0, 1.0]])]
-    inliers = int(np.sum(said["inliers"]))
-    H, flat = poselib.estimate_homography(xa, xb, limits, {})
-    on_plane = np.asarray(flat["inliers"], bool)
-    if on_plane.sum() > settings.flat * max(inliers, 1) and on_plane.sum() >= 8:
-        rays = [_rays(station.K, x[on_plane]) for station, x in ((a, xa), (b, xb))]
-        answer = pycolmap.pose_from_homography_matrix(H, a.K, b.K, *rays)
-        if answer is not None:
-            pose = answer["cam2_from_cam1"].matrix()
-            length = np.linalg.norm(pose[:, 3])
-            if length > 1e-9:
-                pose[:, 3] /= length
-                poses.append(np.vstack([pose, [0, 0, 0, 1.0]]))
-    found = [_triangulated(pose, _rays(a.K, xa), _rays(b.K, xb), error / a.K[0, 0]) for pose in poses]
-    return [
-        pair
-        for pair in found
-        if pair.inlier.sum() >= max(settings.matches, 0.5 * len(rows)) and pair.parallax >= settings.parallax
-    ]
-
-
-def _triangulated(
-    b_from_a: Float[np.ndarray, "4 4"], a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "n 3"], error: float
-) -> TwoView:
-    """Points by the midpoint of their rays; inliers lie before both cameras and fall within ``error`` (tangent)."""
-    R, t = b_from_a[:3, :3], b_from_a[:3, 3]
-    center, turned = -R.T @ t, b @ R
-    u, v = a / np.linalg.norm(a, axis=1, keepdims=True), turned / np.linalg.norm(turned, axis=1, keepdims=True)
-    cosine = (u * v).sum(1)
-    below = np.maximum(1 - cosine**2, 1e-12)
-    along = ((u @ center) - cosine * (v @ center)) / below
-    back = (cosine * (u @ center) - (v @ center)) / below
-    places = 0.5 * (along[:, None] * u + center + back[:, None] * v)
-    seen = places @ R.T + t
-    front = (along > 0) & (back > 0) & (places[:, 2] > 1e-9) & (seen[:, 2] > 1e-9)
-    off_a = np.linalg.norm(places[:, :2] / np.maximum(places[:, 2:], 1e-9) - a[:, :2], axis=1)
-    off_b = np.linalg.norm(seen[:, :2] / np.maximum(seen[:, 2:], 1e-9) - b[:, :2], axis=1)
-    inlier = front & (off_a < error) & (off_b < error)
-    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    return TwoView(b_from_a, inlier, places, float(np.median(angle[inlier])) if inlier.any() else 0.0)
+        return group, made
 
 
 def with_unit(made: ClassicalMap, view: int) -> ClassicalMap:
@@ -225,11 +185,6 @@ def with_unit(made: ClassicalMap, view: int) -> ClassicalMap:
     return replace(made, world_from_cam=poses, positions=positions)
 
 
-def _matched(a: Station, b: Station) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    rows, columns, _ = match(unit(a.features.descriptors) @ unit(b.features.descriptors).T, ratio=0.8)
-    return rows, columns
-
-
 def _shift(a: Station, b: Station, rows: Int[np.ndarray, "n"], columns: Int[np.ndarray, "n"]) -> float:
     """Median pixels between matches; without any, pictures differ beyond measure."""
     moved = np.linalg.norm(a.features.xy[rows] - b.features.xy[columns], axis=1)
@@ -241,13 +196,3 @@ def _with_lens(station: Station, focal: float) -> Station:
     K = station.K.copy()
     K[0, 0] = K[1, 1] = focal * max(station.size)
     return replace(station, K=K)
-
-
-def _rays(K: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-    return np.concatenate([(xy - K[:2, 2]) / K[[0, 1], [0, 1]], np.ones((len(xy), 1))], axis=1)
-
-
-def _camera(station: Station) -> dict[str, object]:
-    K = station.K
-    height, width = station.size
-    return {"model": "PINHOLE", "width": width, "height": height, "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]}

@@ -44,6 +44,12 @@ def starts(stations: Sequence[Station]) -> Int[np.ndarray, "starts"]:
     return np.concatenate([[0], np.cumsum([len(station.features) for station in stations])])
 
 
+def matched(a: Station, b: Station) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+    """Matches of two pictures' features (rows of a, of b) by their looks alone."""
+    rows, columns, _ = match(unit(a.features.descriptors) @ unit(b.features.descriptors).T, ratio=0.8)
+    return rows, columns
+
+
 def link(a: Station, b: Station, settings: PointSettings) -> Int[np.ndarray, "2 k"]:
     """Matches of two pictures that agree with their cameras: only features near the epipolar line are compared."""
     fa, fb = a.features, b.features

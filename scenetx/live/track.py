@@ -141,14 +141,13 @@ class Tracker:
         )
 
     def _look(self, image: Tensor, K: Tensor, seconds: float) -> tuple[Located | None, str]:
-        """The locator's answer: near the guess, and in the whole map when there is none or it has failed before."""
+        """The locator's answer: near the guess, and in the whole map when there is none or it has failed before.
+
+        Then the two take turns: both for one frame would take longer than frames may.
+        """
         guess = self._motion.predict(seconds) if self.status != "init" else None
-        located = None
-        if guess is not None:
-            located = self.locator.locate(image, K, guess)
-        failing = guess is None or self.status == "lost" or self._missing >= 2
-        if located is None and failing:
-            located = self.locator.locate(image, K, None)
+        failing = self.status == "lost" or self._missing >= 2
+        located = self.locator.locate(image, K, None if failing and self._missing % 2 == 0 else guess)
         if located is None:
             return None, "not found in the map"
         if located.confidence < self.settings.weak:

@@ -57,6 +57,30 @@ class Locator(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsFocal(Protocol):
+    """A `Locator` that can tell the focal length of a picture of its scene."""
+
+    def estimate_K(self, image: UInt8[Tensor, "h w 3"]) -> tuple[Float[Tensor, "3 3"], int] | None:
+        """Intrinsics (float64) of an undistorted picture, and how many matches speak for them; None = it cannot say."""
+        ...
+
+
+@runtime_checkable
+class TellsK(Protocol):
+    """A `Locator` that finds the camera's intrinsics while it tracks."""
+
+    @property
+    def K(self) -> Float[Tensor, "3 3"] | None:
+        """Intrinsics (float64) of the pictures given; None before it knows."""
+        ...
+
+    @property
+    def K_settled(self) -> bool:
+        """Whether `K` will not change any more: the tracker then keeps it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Update:
     """What a tracker says of one frame."""
