@@ -135,21 +135,46 @@ def last(scene: Scene, settings: CompressSettings) -> tuple[Gaussians, torch.Ten
     return updates[-1].gaussians, updates[-1].scores
 
 
+PRUNED = CompressSettings(fewer="prune", keep=0.5, steps=40, rounds=2, exposure=False, grid=None)
+
+
 def test_pruning_by_score_beats_chance_and_recovery_helps():
     scene = photographed()
     full = scene.gaussians
     assert full is not None
-    cut, scores = last(scene, CompressSettings(keep=0.5, steps=0, rounds=1, grid=None))
+    cut, scores = last(scene, replace(PRUNED, steps=0, rounds=1))
     assert len(cut) == len(scores) == 60
     chance = full[torch.randperm(120, generator=torch.Generator().manual_seed(1))[:60]]
     assert psnr(scene, cut) > psnr(scene, chance) + 1
-    recovered, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False, grid=None))
+    recovered, _ = last(scene, replace(PRUNED, sh_degree=0))
     assert len(recovered) == 60
     assert recovered.sh_degree == 0
     flat = replace(cut, sh=cut.sh[:, :1])
     assert psnr(scene, recovered) > psnr(scene, flat) + 0.1
-    again, _ = last(scene, CompressSettings(keep=0.5, steps=40, rounds=2, sh_degree=0, exposure=False, grid=None))
+    again, _ = last(scene, replace(PRUNED, sh_degree=0))
     torch.testing.assert_close(again.means, recovered.means, atol=0, rtol=0)
+
+
+def test_merging_recovers_and_repeats_itself():
+    scene = photographed()
+    settings = replace(PRUNED, fewer="merge", keep=0.4)
+    cut, scores = last(scene, replace(settings, steps=0))
+    assert len(cut) == len(scores) == 48
+    recovered, _ = last(scene, settings)
+    assert psnr(scene, recovered) > psnr(scene, cut) + 0.5
+    again, _ = last(scene, settings)
+    torch.testing.assert_close(again.means, recovered.means, atol=0, rtol=0)
+
+
+def test_what_does_not_show_goes_before_anything_is_merged():
+    scene = photographed()
+    full = scene.gaussians
+    assert full is not None
+    hidden = replace(full, opacities=torch.where(torch.arange(120) < 40, 1e-4, full.opacities))
+    kept, _ = last(replace(scene, gaussians=hidden), replace(PRUNED, fewer="merge", keep=80 / 120, steps=0))
+    assert len(kept) == 80
+    nearest = torch.cdist(hidden.means[40:], kept.means).min(1).values
+    assert float((nearest < 1e-5).float().mean()) > 0.8
 
 
 def test_snapped_splats_are_stored_exactly(tmp_path):

@@ -2,7 +2,8 @@
 
 Score every splat by what it adds to the training views, drop the least, let the rest recover, and take away bands of
 view-dependent colour while the full splats teach the light ones, also from views that no photo shows. What the paper
-does not do: the splats then settle on the grid of the file they go into (`scenetx.fit.quantise`), positions first.
+does not do: neighbours are merged (`scenetx.core.levels`) where it would drop more, and the splats then settle on the
+grid of the file they go into (`scenetx.fit.quantise`), positions first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from scenetx.core import Cameras, Gaussians, InputError, Scene, View
 from scenetx.core.gaussians import SH_C0
+from scenetx.core.levels import coarser
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import viewing_distance
 from scenetx.fit.photometric import photometric_loss
@@ -34,6 +37,8 @@ class CompressSettings:
 
     keep: float = 0.6  # share of the splats that stays; the paper prunes 0.66 of 3DGS's many
     sh_degree: int | None = None  # of the result; None = as it is
+    fewer: Literal["merge", "prune"] = "merge"  # prune is the paper's; merging neighbours instead leaves no holes
+    idle: float = 0.005  # share of all significance that goes before the others are merged
     rounds: int = 2  # pruning in several rounds, each with its share of the recovery, loses less than one cut
     steps: int = 600  # gradient steps of the recovery
     grid: SogSteps | None = field(default_factory=SogSteps)  # of the result; None = free numbers
@@ -140,9 +145,13 @@ def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> I
     work = _Work(scene, scene.gaussians, settings)
     target = max(1, round(settings.keep * len(scene.gaussians)))
     before, done = len(scene.gaussians), 0
-    for index in range(settings.rounds):
-        share = (index + 1) / settings.rounds
-        work.prune(round(before * (target / before) ** share))
+    rounds = settings.rounds if settings.fewer == "prune" else 1
+    for index in range(rounds):
+        share = (index + 1) / rounds
+        if settings.fewer == "prune":
+            work.prune(round(before * (target / before) ** share))
+        else:
+            work.merge(target)
         end = round(settings.steps * share)
         while done < end:
             work.advance(done)
@@ -203,6 +212,17 @@ class _Work:
         self.quantiser = Quantiser.of(free, steps, self.scores(free))
         with torch.no_grad():
             self.table["means"].copy_(self.quantiser.rounded(free).means)
+
+    def merge(self, count: int) -> None:
+        """Splats that hardly show go, then neighbours become one."""
+        if count >= len(self.table):
+            return
+        all_of_them = activated(self.table, antialiased=self.teacher.antialiased).detach()
+        scores = self.scores(all_of_them)
+        order = scores.argsort(descending=True)
+        seen = int((scores[order].cumsum(0) < (1 - self.settings.idle) * scores.sum()).sum()) + 1
+        shown = all_of_them[order[: max(count, seen)].sort().values]
+        self.table = trainable(least_turned(coarser(shown, count)), selective=True)
 
     def prune(self, count: int) -> None:
         if count < len(self.table):
