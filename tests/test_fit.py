@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import numba
 import pytest
@@ -14,7 +15,7 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import fingerprint
 from scenetx.fit.densify import Classic, Mcmc, relocated
 from scenetx.fit.exposure import Exposure, corrected_torch
-from scenetx.fit.initialise import first_gaussians
+from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.optimize import _Fit
 from scenetx.fit.photometric import photometric_loss, photometric_loss_torch
 from scenetx.fit.poses import Poses, gauge_directions
@@ -301,6 +302,17 @@ def test_without_points_the_cameras_see_the_first_gaussians(scene):
     assert len(first) == 400
     assert first.finite().all()
     assert (rasterize(first, scene.training[0].camera).alpha > 0.5).float().mean() > 0.5
+
+
+def test_faint_splats_that_flew_away_are_strays_and_a_far_sky_is_not(scene, truth):
+    away = 150 * viewing_distance(scene)
+    moved = replace(truth, means=truth.means.clone(), opacities=truth.opacities.clone(), scales=truth.scales.clone())
+    moved.means[:4, 0] += away
+    moved.opacities[:4] = torch.tensor([0.05, 0.9, 0.05, 0.05])
+    moved.scales[:4] = torch.tensor([[0.1], [0.1], [0.05 * away], [0.1]])
+    moved.means[3, 0] -= 0.5 * away
+    assert strays(moved, scene).nonzero()[:, 0].tolist() == [0]
+    assert not strays(truth[:0], scene).any()
 
 
 def test_a_scene_without_cameras_is_refused(scene):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from scenetx.fit.settings import FitSettings
 
 NEIGHBOURS = 3
 FAR = 50.0  # points farther from every camera than this many median distances are taken for outliers
+STRAY = 100.0  # viewing distances
+SLIGHT = 0.005  # a standard deviation in radians: a pixel or two
+FAINT = 0.1  # opacity
 
 
 def first_gaussians(scene: Scene, settings: FitSettings) -> Gaussians:
@@ -103,6 +106,19 @@ def viewing_distance(scene: Scene) -> float:
         depths.append(depth[inside & (depth > 0)])
     known = torch.cat(depths) if depths else torch.zeros(0)
     return float(known.median()) if len(known) >= 50 else 1.1 * scene.extent
+
+
+def strays(gaussians: Gaussians, scene: Scene) -> Bool[Tensor, "g"]:
+    """Faint splats that noise carried more than `STRAY` viewing distances away from every training camera.
+
+    Each tints a pixel or two at most, but every format that stores positions between the outermost ones loses its
+    precision to them.
+    """
+    centers = torch.cat([view.camera.centers for view in scene.training if view.camera is not None]).to(gaussians.means)
+    apart = [torch.cdist(some, centers).amin(1) for some in gaussians.means.split(1 << 16)]
+    distance = torch.cat(apart) if apart else gaussians.opacities
+    small = gaussians.scales.amax(-1) < SLIGHT * distance
+    return (distance > STRAY * viewing_distance(scene)) & small & (gaussians.opacities < FAINT)
 
 
 def _depth_range(scene: Scene, camera: Cameras, seen: Float[Tensor, "p 3"]) -> tuple[float, float]:

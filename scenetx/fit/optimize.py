@@ -18,7 +18,7 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import first_gaussians, viewing_distance
+from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.photometric import photometric_loss
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
@@ -276,9 +276,10 @@ class _Fit:
             return gaussians[gaussians.opacities >= VISIBLE].to("cpu")
 
     def finished(self) -> FitUpdate:
-        """The result, on the CPU, without splats too faint to be seen."""
+        """The result, on the CPU, without splats too faint or too far to be seen."""
         everything = activated(self.table, antialiased=self.settings.antialiased).detach().to("cpu")
         gaussians = everything[everything.finite() & (everything.opacities >= VISIBLE)]
+        gaussians = gaussians[~strays(gaussians, self.scene)]
         exposures = cameras = None
         if self.exposure is not None:
             matrices = self.exposure.matrices().cpu()
