@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from scenetx.core import Points
+
 # init: no pose yet. tracking: sure. unsure: the pose may be off, or is predicted. lost: no pose. relocalised: the first
 # pose after a loss (the next is `tracking`).
 Status = Literal["init", "tracking", "unsure", "lost", "relocalised"]
@@ -78,6 +80,15 @@ class TellsK(Protocol):
     @property
     def K_settled(self) -> bool:
         """Whether `K` will not change any more: the tracker then keeps it."""
+        ...
+
+
+@runtime_checkable
+class GrowsMap(Protocol):
+    """A `Locator` whose map is made on the way."""
+
+    def map_points(self) -> Points | None:
+        """The map as it is; None before there is one."""
         ...
 
 

@@ -21,7 +21,7 @@ from scenetx.live.outputs import VIDEO, Recorder, Trajectory
 from scenetx.live.pose_stream import open_stream
 from scenetx.live.source import Reader
 from scenetx.live.track import Tracker, TrackSettings, track_frames
-from scenetx.live.update import Locator, Status, Update
+from scenetx.live.update import GrowsMap, Locator, Status, Update
 from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
 from scenetx.pipeline.track_view import Growing, TrackView
 
@@ -137,7 +137,8 @@ def run_track(
     tally = _Tally()
     with ExitStack() as stack:
         stack.callback(_close, opened.locator)
-        sinks = _sinks(plan, stack, scene_from_world, tell, getattr(opened.locator, "map_points", None))
+        growing = opened.locator.map_points if isinstance(opened.locator, GrowsMap) else None
+        sinks = _sinks(plan, stack, scene_from_world, tell, growing)
         updates = track(
             plan.source,
             scene=opened,
