@@ -1,6 +1,7 @@
 """The viewer's frame cost in software rendering against three's own splat renderer: same splats, flight and window.
 
     python benchmarks/viewer.py [--splats 200000] [--frames 12] [--updates 1000]
+    python benchmarks/viewer.py --budget fox-scene skull-scene
 
 Needs Chromium, playwright and Node (scripts/build-viewer). Both pages are open in one browser and draw in turn, ours
 and theirs from each camera; a frame ends when a pixel of it can be read, and ours has its splats in their own order.
@@ -13,6 +14,9 @@ The first picture is that of a server on this machine, in an empty page of a bro
 idle: the clock starts with the navigation and stops when the graphics commands of the first picture with splats are
 done (it has half the pixels each way), and once more when those of the full picture are. Medians of `OPENINGS`
 browsers.
+
+`--budget`: pictures of real scenes from fewer splats and pixels, seen by `VIEWS` of their cameras: PSNR to the full
+picture of merged splats (what the page draws) and of as many of the most important ones, and what a frame costs.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +47,9 @@ from viewer_page import Page, chromium, psnr  # noqa: E402
 
 from scenetx.core import Cameras, Gaussians, Scene  # noqa: E402
 from scenetx.core.cameras import look_at  # noqa: E402
+from scenetx.io.scene_dir import load_scene  # noqa: E402
 from scenetx.pipeline.page import contents_of, write_page  # noqa: E402
-from scenetx.serve.contents import Contents  # noqa: E402
+from scenetx.serve.contents import Contents, by_importance  # noqa: E402
 from scenetx.serve.server import ServerSettings, ViewerServer  # noqa: E402
 from scenetx.splat import rasterize  # noqa: E402
 
@@ -52,6 +57,9 @@ RESULT = Path(__file__).with_suffix(".json")
 OPENINGS = 5
 WINDOW = {"width": 800, "height": 600}
 FOV = 50.0
+VIEWS = 5
+QUALITIES = ((1.0, 1.0), (1.0, 1 / 2), (1.0, 1 / 4), (1.0, 1 / 8), (0.5, 1.0), (0.5, 1 / 4), (0.5, 1 / 16))
+"""Share of the pixels each way, share of the splats."""
 
 
 def cloud(count: int) -> Gaussians:
@@ -177,6 +185,75 @@ def opening(contents: Contents) -> dict[str, float]:
     return {names[name]: round(statistics.median(found), 2) for name, found in times.items()}
 
 
+# Nothing is drawn but this: a frame of so many pixels from so many splats, in their order, the eye turned a little.
+FEWER = """async ([detail, share, count, turn]) => {
+  const { stage, splats, controls } = scenetx, context = stage.renderer.getContext();
+  stage.hold(1e9);
+  splats.setBudget(share);
+  while (splats.drawn !== count) {
+    stage.drawNow(false);
+    await new Promise((done) => { setTimeout(done, 20); });
+  }
+  if (turn !== 0) controls.turn(turn, 0);
+  stage.setQuality({ detail, share: 1 });
+  stage.apply();
+  const start = performance.now();
+  await stage.settle(false);
+  stage.drawNow(false);
+  context.readPixels(0, 0, 1, 1, context.RGBA, context.UNSIGNED_BYTE, new Uint8Array(4));
+  return performance.now() - start;
+}"""
+
+
+def picture(page: Page, given: list[float]) -> torch.Tensor:
+    """As large as the window, uint8."""
+    data = base64.b64decode(page.page.evaluate(COPY.replace("DRAW", FEWER), given))
+    seen = Image.open(io.BytesIO(data)).convert("RGB")
+    return torch.from_numpy(np.array(seen.resize((WINDOW["width"], WINDOW["height"]), Image.Resampling.BILINEAR)))
+
+
+def seen_from(page: Page, index: int, given: list[float]) -> torch.Tensor:
+    page.js(f"scenetx.photo.enter(scenetx.info.views[{index}], 0).then(() => null)")
+    return picture(page, given)
+
+
+def fewer(browser: Any, scene: Scene, frames: int) -> dict[str, Any]:
+    """Likeness and cost of pictures from fewer splats and pixels."""
+    assert scene.gaussians is not None
+    splats, count = scene.gaussians, len(scene.gaussians)
+    first = by_importance(splats)
+    chosen = range(0, len(scene.registered), -(-len(scene.registered) // VIEWS))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def opened(shown: Scene) -> Page:
+            page = Page(browser, write_page(shown, Path(folder) / "page.html").as_uri(), WINDOW).ready()
+            page.js(BARE)
+            return page
+
+        page = opened(scene)
+        full = [seen_from(page, index, [1.0, 1.0, count, 0.0]) for index in chosen]
+        for detail, share in QUALITIES:
+            kept = math.ceil(count * share)
+            found = [seen_from(page, index, [detail, share, kept, 0.0]) for index in chosen]
+            row: dict[str, Any] = {"pixels": detail, "splats": kept}
+            if (detail, share) != (1.0, 1.0):
+                row["psnr"] = round(statistics.mean(map(psnr, found, full)), 1)
+            before, times = processor_seconds(), []
+            for frame in range(frames):
+                times.append(page.page.evaluate(FEWER, [detail, share, kept, 0.01 if frame % 2 else -0.01]))
+            row["frame_ms"] = round(statistics.median(times), 1)
+            row["processor_s"] = round((processor_seconds() - before) / frames, 3)
+            if detail == 1.0 and share < 1:
+                prefix = opened(replace(scene, gaussians=splats[first[:kept]]))
+                found = [seen_from(prefix, index, [1.0, 1.0, kept, 0.0]) for index in chosen]
+                row["most_important_psnr"] = round(statistics.mean(map(psnr, found, full)), 1)
+                prefix.close()
+            rows.append(row)
+        page.close()
+    return {"splats": count, "views": len(full), "qualities": rows}
+
+
 def growth(browser: Any, splats: int, updates: int) -> dict[str, Any]:
     """Heap and GPU objects of a page early and late in a long live run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -255,7 +332,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--opening", action="store_true", help="the first picture alone; keeps the other results")
+    parser.add_argument("--budget", nargs="+", type=Path, help="scene folders; keeps the other results")
     chosen = parser.parse_args()
+    if chosen.budget:
+        with chromium() as browser:
+            found = {path.name: fewer(browser, load_scene(path), chosen.frames) for path in chosen.budget}
+        write({**json.loads(RESULT.read_text()), "budget": found})
+        return
     scene = Scene(views=(), source="cloud", gaussians=cloud(chosen.splats))
     contents = contents_of(scene)
     if chosen.opening:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import shutil
 import time
@@ -142,10 +143,21 @@ class Page:
         return objects, heap, memory[0], memory[1]
 
     def pixels(self) -> torch.Tensor:
-        """What the canvas shows, uint8 [h w 3]."""
+        """The picture of all splats that a screenshot has, uint8 [h w 3]."""
+        return self._read("await scenetx.stage.steady(scenetx.stage.eye)")
+
+    def shown(self) -> torch.Tensor:
+        """What the next frame at rest shows: as many splats as the budget lets through."""
+        return self._read(
+            "const { stage } = scenetx; await stage.settle(false); await new Promise((done) => {"
+            "const seen = () => { stage.afterDraw.delete(seen); done() }; stage.afterDraw.add(seen); stage.draw() })"
+        )
+
+    def _read(self, drawn: str) -> torch.Tensor:
+        # A canvas may be empty once the browser has shown it: it is copied before.
         data = self.js(
-            """async () => {
-              await scenetx.stage.steady(scenetx.stage.eye);
+            f"""async () => {{
+              {drawn};
               const source = scenetx.stage.canvas, copy = document.createElement("canvas");
               [copy.width, copy.height] = [source.width, source.height];
               const context = copy.getContext("2d");
@@ -154,10 +166,8 @@ class Page:
               let text = "";
               for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
               return [copy.height, copy.width, btoa(text)];
-            }"""
+            }}"""
         )
-        import base64
-
         height, width, text = data
         flat = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
         return flat.reshape(height, width, 4)[..., :3]

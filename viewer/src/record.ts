@@ -17,7 +17,7 @@ const KEY_SECONDS = 2;
 
 export async function record(stage: Stage, eye: (t: number) => Eye, seconds: number, fps: number, progress: (share: number) => void): Promise<Video> {
   if (!("VideoEncoder" in globalThis)) throw new Error("this browser has no video encoder");
-  stage.drawNow();
+  stage.drawNow(true);
   const width = stage.canvas.width & ~1;
   const height = stage.canvas.height & ~1;
   const choice = await choose(width, height, fps);

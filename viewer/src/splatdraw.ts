@@ -85,6 +85,11 @@ export class SplatDrawing {
     return old;
   }
 
+  /** Works out again, before the next picture, where the splats are. */
+  forget(): void {
+    this.done = "";
+  }
+
   /** Works out where every splat is on the screen, unless it is known. Before every picture. */
   project(renderer: WebGLRenderer, camera: PerspectiveCamera, look: Look): void {
     this.view.multiplyMatrices(camera.matrixWorldInverse, this.mesh.matrixWorld);

@@ -3,7 +3,7 @@ import type { SplatTable } from "./splatfile";
 
 const REACH = 3.33; // standard deviations at which the strongest splat is below 1 / 255
 const MARGIN = 1.5; // of half the picture: the eye may turn a little until the next order is there
-const DIGIT = 1 << 16;
+export const DIGIT = 1 << 16;
 
 /** What a picture shows. Units are those of ``rows``. */
 export interface Sight {
@@ -16,8 +16,6 @@ export interface Sight {
 }
 
 export interface Filter {
-  /** At most so many, the first ones of the file. */
-  readonly budget: number;
   readonly leastOpacity: number;
   /** Centre, then the three axes divided by half their lengths; empty = no box. */
   readonly box: readonly number[];
@@ -59,7 +57,7 @@ export class Sorter {
   }
 
   /** Fills ``chosen`` and ``keys`` (larger = nearer) and counts both digits of the keys. */
-  private choose({ rows, scale, offset, near }: Sight, { budget, leastOpacity, box }: Filter): number {
+  private choose({ rows, scale, offset, near }: Sight, { leastOpacity, box }: Filter): number {
     const { positions, opacities } = this.table;
     const { keys, chosen, reach, low, high } = this;
     const [xx = 0, xy = 0, xz = 0, xw = 0, yx = 0, yy = 0, yz = 0, yw = 0, zx = 0, zy = 0, zz = 0, zw = 0] = rows;
@@ -68,9 +66,8 @@ export class Sorter {
     const [offsetX, offsetY] = offset;
     const depths = new Float32Array(1);
     const bits = new Uint32Array(depths.buffer);
-    const most = Math.min(this.table.count, budget);
     let count = 0;
-    for (let i = 0; i < most; i++) {
+    for (let i = 0; i < this.table.count; i++) {
       const x = positions[i * 3] as number;
       const y = positions[i * 3 + 1] as number;
       const z = positions[i * 3 + 2] as number;
@@ -93,7 +90,7 @@ export class Sorter {
   }
 }
 
-function isWithin(box: readonly number[], x: number, y: number, z: number): boolean {
+export function isWithin(box: readonly number[], x: number, y: number, z: number): boolean {
   const [cx = 0, cy = 0, cz = 0] = box;
   for (let k = 3; k < 12; k += 3) {
     const [ax = 0, ay = 0, az = 0] = [box[k], box[k + 1], box[k + 2]];
@@ -103,14 +100,14 @@ function isWithin(box: readonly number[], x: number, y: number, z: number): bool
 }
 
 /** Counts up, and gives what was there. */
-function next(counts: Uint32Array, index: number): number {
+export function next(counts: Uint32Array, index: number): number {
   const here = counts[index] as number;
   counts[index] = here + 1;
   return here;
 }
 
 /** Numbers of things become the places of the first of each. */
-function cumulate(counts: Uint32Array): void {
+export function cumulate(counts: Uint32Array): void {
   let sum = 0;
   for (let i = 0; i < counts.length; i++) {
     const here = counts[i] as number;

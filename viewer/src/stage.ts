@@ -1,15 +1,25 @@
 // The window onto the scene: renderer, camera, and a picture drawn only when something changed.
 import { Color, Group, PerspectiveCamera, Scene, Vector3, WebGLRenderer } from "three";
 import { type Eye, fit, PLAIN_LENS } from "./eye";
+import { FULL, Pace, type Quality } from "./pace";
 
 /** Called before each drawn frame with the seconds since the last one; true = keep drawing. */
 type Ticker = (seconds: number) => boolean;
+
+/** What a picture is for. */
+export interface Wanted {
+  /** It is kept (a screenshot, a video): all there is goes into it, however long that takes. */
+  readonly whole: boolean;
+  /** The share of the splats that it should be drawn from. */
+  readonly share: number;
+}
 
 /** The browser has no WebGL2, or it is switched off. */
 export class NoWebGL extends Error {}
 
 const EXTENT = 5; // what the scene's radius becomes: three's thresholds and half floats expect ordinary sizes
-const SLOW_FRAME = 0.05; // seconds; slower frames are drawn smaller while something moves
+const FIRST: Quality = { detail: 0.5, share: 1 }; // the first picture is a quick one
+const BUSY = 60; // milliseconds between two looks at the graphics card from which the page's own work is to blame
 const SETTLE = 180; // milliseconds of rest before the full picture
 
 export class Stage {
@@ -19,20 +29,27 @@ export class Stage {
   /** Everything in world units; scaled so that the scene has an ordinary size. */
   readonly world = new Group();
   readonly tickers = new Set<Ticker>();
-  readonly beforeDraw = new Set<() => void>();
+  readonly beforeDraw = new Set<(wanted: Wanted) => void>();
   readonly afterDraw = new Set<() => void>();
-  /** What a picture from the camera as it stands has to wait for to be whole. */
-  readonly settling = new Set<() => Promise<void>>();
+  /** What a picture from the camera as it stands, at rest or one that is kept, has to wait for. */
+  readonly settling = new Set<(whole: boolean) => Promise<void>>();
+  /** Called when the full picture has come to rest, with the share of the splats that will be wanted when things move. */
+  readonly rested = new Set<(next: number) => void>();
+  readonly pace = new Pace();
   /** Clipping, as multiples of the scene's radius. */
   clip = { near: 0.002, far: 200 };
   eye: Eye = { position: new Vector3(0, 0, 0), quaternion: new PerspectiveCamera().quaternion, distance: 1, lens: PLAIN_LENS };
   radius = 1;
   frames = 0;
-  frameSeconds = 0;
   private readonly fullRatio = Math.min(globalThis.devicePixelRatio || 1, 2);
-  /** The first picture is a quick one. */
-  private detail = 0.5;
+  private quality = FIRST;
+  /** The eye is no longer where the last picture was seen from. */
+  private moved = false;
   private restTimer = 0;
+  /** Counts movements: what was begun at rest ends with the next one. */
+  private movements = 0;
+  /** The full picture is next. */
+  private coming = false;
   private pending = 0;
   private last = 0;
   private size = { width: 0, height: 0 };
@@ -42,7 +59,7 @@ export class Stage {
     const context = canvas.getContext("webgl2", { alpha: true, antialias: false, powerPreference: "high-performance" });
     if (!context) throw new NoWebGL("no WebGL2");
     this.renderer = new WebGLRenderer({ canvas, context });
-    this.renderer.setPixelRatio(this.fullRatio * this.detail);
+    this.renderer.setPixelRatio(this.fullRatio * this.quality.detail);
     this.scene.add(this.world);
     this.camera.matrixAutoUpdate = true;
     this.background("#101114");
@@ -78,6 +95,7 @@ export class Stage {
 
   look(eye: Eye): void {
     this.eye = eye;
+    this.moved = true;
     this.draw();
   }
 
@@ -100,41 +118,61 @@ export class Stage {
     if (this.pending === 0) this.pending = requestAnimationFrame((now) => this.frame(now));
   }
 
-  /** The full picture soon. */
-  rest(): void {
+  /** The full picture as soon as it is ready to be drawn, unless something moves before. */
+  async rest(): Promise<void> {
     window.clearTimeout(this.restTimer);
-    this.restTimer = 0;
-    this.setDetail(1);
-    this.draw();
-  }
-
-  /** The picture now, at full size, for screenshots and videos. */
-  drawNow(): void {
-    this.setDetail(1);
+    this.restTimer = -1;
+    const { movements } = this;
     this.apply();
-    this.render();
+    try {
+      await this.settle(false);
+    } finally {
+      if (movements === this.movements) {
+        this.restTimer = 0;
+        this.setQuality(FULL);
+        this.coming = true;
+        this.draw();
+      }
+    }
   }
 
-  /** The full picture from ``eye`` with its splats in their right order, drawn before this returns. */
+  /** The picture now: as it would be drawn anyway, or the one that is kept. */
+  drawNow(whole: boolean): void {
+    if (whole) this.setQuality(FULL);
+    this.apply();
+    this.render(whole);
+  }
+
+  /** The full picture from ``eye`` with all its splats in their right order, drawn before this returns. */
   async steady(eye: Eye): Promise<void> {
     this.eye = eye;
     this.apply();
-    for (const settle of this.settling) await settle();
-    this.drawNow();
+    await this.settle(true);
+    this.drawNow(true);
   }
 
-  /** Once the graphics card has done what it was asked to. */
-  async finished(): Promise<void> {
+  private async settle(whole: boolean): Promise<void> {
+    for (const settle of this.settling) await settle(whole);
+  }
+
+  /** Once the graphics card has done what it was asked to; false = other work of the page has held that up. */
+  async finished(): Promise<boolean> {
     const context = this.renderer.getContext() as WebGL2RenderingContext;
     const fence = context.fenceSync(context.SYNC_GPU_COMMANDS_COMPLETE, 0);
-    if (!fence) return;
+    if (!fence) return false;
     context.flush();
-    while (context.clientWaitSync(fence, 0, 0) === context.TIMEOUT_EXPIRED) await new Promise((resolve) => { setTimeout(resolve, 5); });
+    let free = true;
+    while (context.clientWaitSync(fence, 0, 0) === context.TIMEOUT_EXPIRED) {
+      const before = performance.now();
+      await new Promise((resolve) => { setTimeout(resolve, 5); });
+      free &&= performance.now() - before < BUSY;
+    }
     context.deleteSync(fence);
+    return free;
   }
 
-  private render(): void {
-    for (const prepare of this.beforeDraw) prepare();
+  private render(whole: boolean): void {
+    for (const prepare of this.beforeDraw) prepare({ whole, share: this.quality.share });
     this.renderer.render(this.scene, this.camera);
   }
 
@@ -160,35 +198,39 @@ export class Stage {
     let moving = false;
     for (const ticker of this.tickers) moving = ticker(seconds) || moving;
     this.adapt(moving, interval);
-    this.apply();
-    this.render();
+    this.drawNow(false);
+    if (this.coming && this.quality === FULL) void this.time();
+    this.coming = false;
     this.frames += 1;
     for (const done of this.afterDraw) done();
     this.last = moving ? now : 0;
     if (moving) this.draw();
   }
 
-  /** Slow machines get fewer pixels while things move, all of them at rest. */
+  /** Slow machines get fewer pixels and splats while things move, all of them at rest. */
   private adapt(moving: boolean, interval: number): void {
-    if (!moving) {
-      if (this.detail < 1 && this.restTimer === 0 && this.holding === 0) {
-        this.restTimer = window.setTimeout(() => this.rest(), SETTLE);
-      }
-      return;
+    if (moving && interval > 0) this.pace.took(interval);
+    if (moving || this.moved) {
+      if (this.restTimer > 0) window.clearTimeout(this.restTimer);
+      this.restTimer = 0;
+      this.movements += 1;
+      if (this.quality !== FIRST) this.setQuality(this.pace.quality);
     }
-    window.clearTimeout(this.restTimer);
-    this.restTimer = 0;
-    if (interval === 0) return;
-    this.frameSeconds = this.frameSeconds === 0 ? interval : this.frameSeconds * 0.7 + interval * 0.3;
-    if (this.frameSeconds > SLOW_FRAME && this.detail > 0.5) this.setDetail(this.detail - 0.25);
-    else if (this.frameSeconds < SLOW_FRAME / 3 && this.detail < 1) this.setDetail(this.detail + 0.25);
+    this.moved = false;
+    const coarse = this.quality !== FULL;
+    if (coarse && !moving && this.restTimer === 0 && this.holding === 0) this.restTimer = window.setTimeout(() => void this.rest(), SETTLE);
   }
 
-  private setDetail(detail: number): void {
-    if (detail === this.detail) return;
-    this.detail = detail;
-    this.frameSeconds = 0;
-    this.renderer.setPixelRatio(this.fullRatio * detail);
+  /** How long the picture takes that has just been asked for. */
+  private async time(): Promise<void> {
+    const start = performance.now();
+    if (await this.finished()) this.pace.full((performance.now() - start) / 1000);
+    for (const act of this.rested) act(this.pace.quality.share);
+  }
+
+  private setQuality(quality: Quality): void {
+    if (quality.detail !== this.quality.detail) this.renderer.setPixelRatio(this.fullRatio * quality.detail);
+    this.quality = quality;
   }
 
   private apply(): void {
@@ -217,7 +259,7 @@ export class Stage {
     this.renderer.setSize(width, height, false);
     // The drawing buffer is empty after a change of size: show something before the next frame is due.
     this.apply();
-    this.render();
+    this.render(false);
     this.draw();
   }
 }

@@ -158,11 +158,12 @@ export class Viewer implements Taker {
     return this.points.pick(origin, direction, (6 * this.stage.eye.lens.tanX) / this.stage.width);
   }
 
-  screenshot(): void {
-    this.stage.drawNow();
+  async screenshot(): Promise<void> {
+    await this.stage.steady(this.stage.eye);
     this.stage.canvas.toBlob((picture) => {
       if (picture) download(`${fileName(this.info?.title)}.png`, picture, "image/png");
     });
+    this.stage.draw();
   }
 
   private takeScene(info: SceneInfo): void {
@@ -221,7 +222,7 @@ export class Viewer implements Taker {
     const waiting = this.later ?? new Map<string, () => void>();
     this.later = null;
     this.showPanels();
-    this.stage.rest();
+    void this.stage.rest();
     for (const act of waiting.values()) act();
     this.pictureShown();
   }
@@ -315,7 +316,7 @@ export class Viewer implements Taker {
       iconButton("frame", "Show everything (F)", () => void this.frameAll()),
       this.modeButton,
       iconButton("ruler", "Measure (M)", () => this.startMeasuring()),
-      iconButton("camera", "Save a picture (P)", () => this.screenshot()),
+      iconButton("camera", "Save a picture (P)", () => void this.screenshot()),
       iconButton("help", "Keys and help (H)", () => this.help.showModal()),
       more,
     );
@@ -363,7 +364,12 @@ export class Viewer implements Taker {
     });
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();
-      fail("The graphics were interrupted", "The browser took the 3D context away.", "Reload the page; with many tabs open, close some.");
+      fail("The graphics were interrupted", "The browser took the 3D context away; it mostly gives it back within seconds.", "If nothing comes, reload the page; with many tabs open, close some.");
+    });
+    canvas.addEventListener("webglcontextrestored", () => {
+      document.querySelector(".failure")?.remove();
+      this.splats.restore();
+      this.stage.draw();
     });
     window.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("dragover", (event) => event.preventDefault());
@@ -424,7 +430,7 @@ export class Viewer implements Taker {
     const acts: Record<string, () => void> = {
       f: () => void this.frameAll(),
       v: () => this.switchMode(),
-      p: () => this.screenshot(),
+      p: () => void this.screenshot(),
       h: () => this.help.showModal(),
       "?": () => this.help.showModal(),
       m: () => this.startMeasuring(),
