@@ -42,6 +42,7 @@ from scenetx.io.images import read_picture, write_picture
 from scenetx.live.capture import CaptureSettings
 from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens
+from scenetx.live.one_frame import Joins, root_of
 from scenetx.live.outputs import Trajectory
 from scenetx.live.source import Shot, VideoFile
 from scenetx.live.update import Update
@@ -227,8 +228,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     truth = {item.name: item.world_from_cam.double() for item in listed if item.world_from_cam is not None}
     truth |= {f"{Path(item).stem}.png": pose for item, pose in truth.items()}
     if arguments.bootstrap:
-        K = torch.zeros(3, 3) if arguments.unknown_lens else lens_of(listed)
-        return bootstrap(name, frames, truth, K, plan.fps)
+        return bootstrap(name, frames, truth, None if arguments.unknown_lens else lens_of(listed), plan.fps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (keep or Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,8 +260,7 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
     truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
     if arguments.bootstrap:
         every = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(config.views)]
-        K = torch.zeros(3, 3) if arguments.unknown_lens else cameras.K[0]
-        return bootstrap("procedural", every, truth, K, 10)
+        return bootstrap("procedural", every, truth, None if arguments.unknown_lens else given(cameras.K[0]), 10)
     views = [
         View(
             f"{k:06d}.png",
@@ -284,26 +283,46 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bootstrap(
-    name: str, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], K: torch.Tensor, fps: float
+    name: str, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], lens: GivenLens | None, fps: float
 ) -> dict[str, Any]:
-    """All frames without a map, as files (each waits for its map) and in real time; ``K`` all zeros = unknown."""
-    known = bool(K.any())
-    lens = GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))) if known else None
-    out: dict[str, Any] = {"method": "classical, own map", "lens": "known" if known else "unknown"}
+    """All frames without a map, as files (each waits for its map) and in real time; ``lens`` None = unknown."""
+    out: dict[str, Any] = {"method": "classical, own map", "lens": "unknown" if lens is None else "known"}
     for label, rate in (("every_frame", None), (f"real_time_{fps:g}_per_second", fps)):
-        with ClassicalSession(known_lens=known) as session, torch.inference_mode():
+        with ClassicalSession(known_lens=lens is not None) as session, torch.inference_mode():
             reader = Files(tuple(frames), name)
             updates = list(track(reader, scene=session, lens=lens, capture=CaptureSettings(fps=rate)))
             found = None if session.K is None else round(float(session.K[0, 0]), 1)
-            about = {"keyframes": session.keyframes, "focal_found": found}
+            about: dict[str, Any] = {"keyframes": session.keyframes, "focal_found": found}
+        maps = {update.map for update in updates if update.world_from_cam is not None}
         first = next((k for k, update in enumerate(updates) if update.status == "tracking"), len(updates))
-        out[label] = errors(updates, truth) | timing(updates) | about | {"first_pose": first}
+        updates, apart = one_frame(updates, session.joins)
+        about |= {"first_pose": first, "maps": len(maps), "joined": len(session.joins), "in_no_common_frame": apart}
+        out[label] = errors(updates, truth) | timing(updates) | about
     return out
 
 
-def lens_of(listed: Sequence[Any]) -> torch.Tensor:
-    """The K that a sequence's pictures share, by its reference."""
-    return next(item.K for item in listed if item.K is not None)
+def one_frame(updates: Sequence[Update], joins: Joins) -> tuple[list[Update], int]:
+    """The updates with their poses in the frame that most of them are in or were brought to; how many stay outside,
+    without a pose."""
+    roots = [root_of(update.map, joins) for update in updates]
+    posed = [root for (root, _), update in zip(roots, updates, strict=True) if update.world_from_cam is not None]
+    main = max(sorted(set(posed)), key=posed.count, default=0)
+    out = []
+    for (root, similarity), update in zip(roots, updates, strict=True):
+        pose = update.world_from_cam if root == main else None
+        out.append(replace(update, world_from_cam=None if pose is None else similarity.apply_to_poses(pose)))
+    return out, len(posed) - posed.count(main)
+
+
+def lens_of(listed: Sequence[Any]) -> GivenLens:
+    """The lens that a sequence's pictures share, by its reference: with its distortion, or the map bends."""
+    item = next(item for item in listed if item.K is not None)
+    return given(item.K, tuple(item.distortion))
+
+
+def given(K: torch.Tensor, distortion: tuple[float, ...] = ()) -> GivenLens:
+    """A lens as a user gives it."""
+    return GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])), distortion=distortion)
 
 
 def one_lens(K: torch.Tensor) -> bool:
@@ -325,7 +344,7 @@ def main() -> None:
     parser.add_argument("--posed", action="store_true", help="maps from the reference's cameras, not from SfM")
     parser.add_argument("--keep", type=Path, help="keep the reconstructions here, and go on from them")
     parser.add_argument("--soak", default="", help="loop so many frames (20000), or minutes of them (60min)")
-    parser.add_argument("--bootstrap", action="store_true", help="no map: it is made on the way (exact K given)")
+    parser.add_argument("--bootstrap", action="store_true", help="no map: it is made on the way (exact lens given)")
     parser.add_argument("--unknown-lens", action="store_true", help="with --bootstrap: K is found on the way too")
     parser.add_argument("--output", type=Path, default=HERE / "track.json")
     arguments = parser.parse_args()

@@ -30,7 +30,7 @@ from scenetx.live.object_mode import (
     scale_for_points,
     scale_for_size,
 )
-from scenetx.live.update import Frame, Located
+from scenetx.live.update import Frame, GrowsMap, Located
 
 GREY = torch.tensor(BACKGROUND, dtype=torch.uint8)
 
@@ -151,6 +151,18 @@ def test_the_pose_is_the_objects():
             session._mapper.settle(30)
             found.append(None if answer is None else answer.world_from_cam)
         points = object_points(session.map.keyframes)
+        # What the session tells of itself is told on; its growing map has the keyframes' points.
+        assert isinstance(tracker, GrowsMap)
+        assert tracker.keyframes == session.keyframes > 1
+        assert torch.equal(tracker.K, session.K)
+        assert tracker.K_settled
+        shown, scene = tracker.map_points(), ObjectTracker(session, scale_for_size(points, 0.5)).scene()
+        keyframes = session.map.keyframes
+    assert len(shown) > 1000
+    assert shown.colors.float().std() > 5
+    unit = scale_for_size(points, 0.5)
+    there = torch.stack([keyframe.world_from_cam for keyframe in keyframes])
+    assert torch.allclose(scene.world_from_cams, unit.apply_to_poses(there))
     seen = [(i, pose) for i, pose in enumerate(found) if pose is not None]
     assert len(seen) > 12
     first, begin = seen[0]
@@ -242,5 +254,9 @@ def test_the_objects_frame_goes_in_and_out_and_masks_are_asked():
     assert torch.allclose(inner.guess[:3, 3], torch.tensor([1.0, 2.0, 3.0]).double())
     assert (inner.image[0] == GREY).all()
     assert found.confidence == 0.8
+    # A map that tells nothing of itself has no more to tell as an object's.
+    assert (tracker.K, tracker.K_settled, tracker.keyframes, tracker.map_points()) == (None, True, 0, None)
+    with pytest.raises(InputError, match="makes no scene"):
+        tracker.scene()
     assert tracker.locate(scene_with(0, 0, 1, seed=7)[0], lens(), None) is None
     assert Cameras(found.world_from_cam[None], lens()[None], 4, 4).centers.abs().max() < 1e-9

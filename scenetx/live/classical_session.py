@@ -7,12 +7,16 @@
         session.scene().save(folder)                     # a scene folder that `reconstruct` can go on with
 
 Place and scale are the map's own: the world is the first keyframe's camera, and the unit the median depth of what it
-saw. Poses come from `ClassicalLocator` as in any map; pictures join in a thread of their own (`GrowingMap`).
+saw. Poses come from `ClassicalLocator` as in any map; all that takes long (the opening, pictures that join, loops that
+are closed) is done in a thread of its own, and what comes of it is swapped in whole.
+
+Where the map is not seen for a while, another one is begun beside it, in a frame of its own (`Located.map` says which).
+When a picture shows both, the two become one in the older one's frame (`meet`), and `joins` says how they lay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -22,12 +26,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from scenetx.core import Cameras, InputError, Original, Points, Scene, View
+from scenetx.core import Cameras, InputError, Original, Points, Scene, Sim3, View
 from scenetx.live.classical import ClassicalLocator, ClassicalSettings
 from scenetx.live.classical_map import ClassicalMap, encode_grey
 from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of
 from scenetx.live.grow import GrowingMap, GrowSettings, shift_and_turn
 from scenetx.live.mapper import Mapper
+from scenetx.live.meet import MeetSettings, closed, joined
 from scenetx.live.opening import Opening, OpeningSettings
 from scenetx.live.points import Station
 from scenetx.live.update import Located
@@ -48,17 +53,20 @@ class ClassicalSessionSettings:
     """Longest side in which keyframes are kept."""
     patch_side: int = 640
     """And that of their grey pictures, for the patches."""
+    away: int = 8
+    """Frames in a row that a map does not place before another one is begun beside it;"""
     young: int = 5
-    """A map of fewer pictures that finds nothing"""
-    given_up: int = 30
-    """so many frames in a row is given up, and another one begun;"""
+    """one of fewer pictures is then given up for it,"""
     doubts: int = 4
-    """or one whose pictures so often in a row contradict each other."""
+    """and given up at once where its pictures so often in a row contradict each other."""
+    maps: int = 4
+    """At most; where nothing is seen of them, no more are begun."""
     doubted: float = 0.1
     """Confidence, at most, while they do."""
     features: FeatureSettings = field(default_factory=lambda: FeatureSettings(side=800, most=1000))
     opening: OpeningSettings = field(default_factory=OpeningSettings)
     grow: GrowSettings = field(default_factory=GrowSettings)
+    meet: MeetSettings = field(default_factory=MeetSettings)
     locator: ClassicalSettings = field(default_factory=lambda: ClassicalSettings(zoom=0.1, drift=0.05))
     """In a map of its own a zoom has to be plain: the map's own errors look like small ones,"""
     zooms: int = 8
@@ -85,6 +93,17 @@ class _Grown:
     made: ClassicalMap
 
 
+@dataclass(frozen=True)
+class _News:
+    """What the mapper has made: the map ``number`` as it is now; and what became part of it, and how that lay."""
+
+    number: int
+    growing: GrowingMap
+    grown: _Grown
+    note: str = ""
+    joined: tuple[int, Sim3] | None = None
+
+
 class ClassicalSession:
     """A `Locator` that builds its own map."""
 
@@ -99,20 +118,41 @@ class ClassicalSession:
         self.patient = patient
         self.added = False
         self._given_lens = known_lens
-        self._finder = FeatureFinder(self.settings.features)
-        self._joining = FeatureFinder(self.settings.features)  # the mapper's own
+        self._finder = FeatureFinder(self.settings.features)  # the mapper's
         self._opening = self._fresh_opening()
-        self._growing: GrowingMap | None = None
-        self._now: _Grown | None = None
+        self._maps: dict[int, GrowingMap] = {}  # the mapper's while it is busy
+        self._ready: dict[int, _Grown] = {}
+        self._active = self._begun = -1  # numbers of the map in use, and of the last one begun
+        self._joins: dict[int, tuple[int, Sim3]] = {}
+        self._moved: Sim3 | None = None  # what the last swap did to the frame that poses are in
         self._pictures: dict[str, tuple[UInt8[Tensor, "h w 3"], float]] = {}
         self._frame: UInt8[Tensor, "h w 3"] | None = None
         self._seen = self._failed = self._best = 0
         self._doubts = 0  # frames in a row that the map's pictures contradict
         self._note = ""
-        self._mapper: Mapper[Callable[[], _Grown | None], _Grown | None] = Mapper(lambda wish: wish())
+        self._mapper: Mapper[Callable[[], _News | None], _News | None] = Mapper(lambda wish: wish())
 
     def _fresh_opening(self) -> Opening:
         return Opening(self.settings.opening, self.settings.grow.points)
+
+    @property
+    def _now(self) -> _Grown | None:
+        return self._ready.get(self._active)
+
+    @property
+    def growing(self) -> GrowingMap | None:
+        """The map in use, as it grows: for those who look while nothing is being made (`finish`)."""
+        return self._maps.get(self._active)
+
+    @property
+    def opening(self) -> bool:
+        """See `ManyMaps`."""
+        return self._now is None or self._failed >= self.settings.away
+
+    @property
+    def joins(self) -> Mapping[int, tuple[int, Sim3]]:
+        """See `ManyMaps`."""
+        return dict(self._joins)
 
     @property
     def keyframes(self) -> int:
@@ -142,19 +182,23 @@ class ClassicalSession:
         if not again:
             self._seen += 1
             self._take()
+        if guess is not None and self._moved is not None:
+            guess = self._moved.apply_to_poses(guess)  # it is of the map that was in use before
+        if self._now is None and not again:
+            self._open(image, K)
+            if self.patient:
+                self._take()
+            guess = None if self._now is None else torch.from_numpy(self._now.made.world_from_cam[-1].copy())
         if self._now is None:
-            return None if again else self._begin(image, K)
+            return None
         # Once the focal length is known, the tracker keeps it, and follows a zoom.
         lens = K if self._given_lens or self.K_settled else self.K
         assert lens is not None
         found = self._now.locator.locate(image, lens, guess)
-        if found is None:
-            self._failed += not again
-            self._begin_anew()
-            return None
-        self._failed = 0
-        self._begin_anew()
-        if self._now is None:
+        if found is None and not again:
+            found = self._elsewhere(image, lens)
+        self._failed = 0 if found is not None else self._failed + (not again)
+        if found is None or self._contradicted():
             return None
         if not self._mapper.busy:
             new = self._is_new(found)
@@ -164,23 +208,26 @@ class ClassicalSession:
         if self._doubts:
             found = replace(found, confidence=min(found.confidence, self.settings.doubted))
             note = note or "the map's pictures contradict this pose"
-        return replace(found, note="; ".join(part for part in (note, found.note) if part))
+        return replace(found, note="; ".join(part for part in (note, found.note) if part), map=self._active)
 
     def finish(self, timeout: float | int | None = None) -> bool:
         """Wait for the map that is being made, and adjust all its cameras together. False: it took longer."""
         done = self._mapper.settle(timeout)
         self._take()
-        growing = self._growing
-        if done and growing is not None and not self._mapper.busy:
-            growing.settle()
-            self._now = _grown(growing, self.settings)
+        if done and not self._mapper.busy:
+            for number, growing in self._maps.items():
+                growing.settle()
+                self._ready[number] = _grown(growing, self.settings)
         return done
 
     def scene(self) -> Scene:
-        """The keyframes as a scene of posed pictures with the map's points. Raises InputError before there is a map."""
-        if self._now is None:
+        """The keyframes as a scene of posed pictures with the map's points; of several maps, the one of most pictures.
+
+        Raises InputError before there is a map.
+        """
+        if not self._ready:
             raise InputError("map", "none yet", "move the camera sideways past something with texture")
-        made = self._now.made
+        made = max((grown.made for grown in self._ready.values()), key=lambda each: len(each.names))
         views = []
         for name, pose, K in zip(made.names, made.world_from_cam, made.K, strict=True):
             picture = self._pictures[name][0]
@@ -190,7 +237,7 @@ class ClassicalSession:
         return Scene(tuple(views), source="tracked without a map", points=self._points(made), posed_by="model")
 
     def map_points(self) -> Points | None:
-        """The map as it is; None before there is one."""
+        """See `GrowsMap`: the map in use."""
         return None if self._now is None else self._points(self._now.made)
 
     def close(self) -> None:
@@ -205,40 +252,69 @@ class ClassicalSession:
     ) -> None:
         self.close()
 
-    def _begin(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"]) -> Located | None:
-        """A picture for the first map; once that is there, it is the last of its pictures."""
-        name, (kept, shrink) = f"{self._seen:06d}.png", _reduced(image, self.settings.largest)
-        grey = grey_of(kept)
-        features = self._finder(grey)
-        if len(features) < self.settings.opening.matches:
-            return None
-        lens = np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
-        picture = encode_grey(grey, self.settings.patch_side)
-        size = (int(grey.shape[0]), int(grey.shape[1]))
-        station = Station(name, np.eye(4), lens, size, features, picture)
-        self._pictures[name] = (kept, shrink)
-        opened = self._opening.add(station, known_lens=self._given_lens)
-        if opened is None:
-            waiting = set(self._opening.names)
-            self._pictures = {key: value for key, value in self._pictures.items() if key in waiting}
-            return None
-        stations, made = opened
-        self._growing = GrowingMap(stations, made, known_lens=self._given_lens, settings=self.settings.grow)
-        self._now = _grown(self._growing, self.settings)
-        self._tidy()
-        self.added, self._failed, self._best = True, 0, 0
-        pose = torch.from_numpy(made.world_from_cam[-1].copy())
-        said = f"map of {self.keyframes} pictures; its scale is its own: 1 = {_UNIT}"
-        return Located(pose, 1.0, len(made), len(made), said)
-
-    def _begin_anew(self) -> None:
-        """A young map that leads nowhere is given up."""
-        leads_nowhere = self._failed >= self.settings.given_up or self._doubts >= self.settings.doubts
-        if not leads_nowhere or self.keyframes >= self.settings.young or self._mapper.busy:
+    def _open(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"]) -> None:
+        """Gives a picture for a map to begin with to the mapper, if it has the time."""
+        if self._mapper.busy or len(self._ready) >= self.settings.maps:
             return
-        self._now = self._growing = None
-        self._opening, self._failed, self._doubts = self._fresh_opening(), 0, 0
-        self._pictures = {}
+        opening, waiting = self._opening, set(self._opening.names)
+        kept = {name for growing in self._maps.values() for name in growing.map.names}
+        self._pictures = {name: each for name, each in self._pictures.items() if name in kept or name in waiting}
+        name, (picture, shrink) = f"{self._seen:06d}.png", _reduced(image, self.settings.largest)
+        self._pictures[name] = (picture.clone(), shrink)
+        wish = _Wish(name, grey_of(picture), np.eye(4), np.diag([shrink, shrink, 1.0]) @ K.double().numpy())
+
+        def build() -> _News | None:
+            station = self._station(wish)
+            if len(station.features) < self.settings.opening.matches:
+                return None
+            opened = opening.add(station, known_lens=self._given_lens)
+            if opened is None:
+                return None
+            growing = GrowingMap(*opened, known_lens=self._given_lens, settings=self.settings.grow)
+            return _News(self._begun + 1, growing, _grown(growing, self.settings))
+
+        self._ask(build)
+
+    def _ask(self, build: Callable[[], _News | None]) -> None:
+        """Files wait for what is made, and have it at once."""
+        self._mapper.ask(build)
+        if self.patient:
+            self._mapper.settle()
+
+    def _station(self, wish: _Wish) -> Station:
+        size = (int(wish.grey.shape[0]), int(wish.grey.shape[1]))
+        picture = encode_grey(wish.grey, self.settings.patch_side)
+        return Station(wish.name, wish.world_from_cam, wish.K, size, self._finder(wish.grey), picture)
+
+    def _elsewhere(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"]) -> Located | None:
+        """A picture that the map in use does not place: in one of the others (each frame asks one), which then is in
+        use; and after a while for a map to begin with."""
+        others = [number for number in self._ready if number != self._active]
+        if others:
+            number = others[self._seen % len(others)]
+            found = self._ready[number].locator.locate(image, K, None)
+            if found is not None and found.confidence >= self.settings.sure:
+                self._use(number)
+                return found
+        if self._failed >= self.settings.away:
+            self._open(image, K)
+        return None
+
+    def _use(self, number: int) -> None:
+        """Track in this map from now on; a young one that led nowhere is given up."""
+        before, self._active = self._active, number
+        if before in self._maps and before != number and len(self._maps[before].stations) < self.settings.young:
+            del self._maps[before], self._ready[before]
+        self._opening = self._fresh_opening()
+        self._failed = self._best = self._doubts = 0
+
+    def _contradicted(self) -> bool:
+        """Gives up a young map whose pictures contradict each other."""
+        if self._doubts < self.settings.doubts or self.keyframes >= self.settings.young or self._mapper.busy:
+            return False
+        del self._maps[self._active], self._ready[self._active]
+        self._use(min(self._ready, default=-1))
+        return True
 
     def _is_new(self, found: Located) -> bool:
         """Whether a placed frame shows what no keyframe does."""
@@ -255,8 +331,7 @@ class ClassicalSession:
 
     def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located, *, check: bool) -> None:
         """Has a frame taken into the map; ``check``: only asks whether the map bears its pose out."""
-        assert self._growing is not None
-        growing = self._growing
+        number, growing = self._active, self._maps[self._active]
         kept, shrink = _reduced(image, self.settings.largest)
         name, lens = f"{self._seen:06d}.png", np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
         wish = _Wish(name, grey_of(kept), found.world_from_cam.numpy().copy(), lens)
@@ -264,32 +339,60 @@ class ClassicalSession:
             self._pictures[name] = (kept.clone(), shrink)
             self.added = True
 
-        def build() -> _Grown | None:
-            size = (int(wish.grey.shape[0]), int(wish.grey.shape[1]))
-            picture = encode_grey(wish.grey, self.settings.patch_side)
-            station = Station(wish.name, wish.world_from_cam, wish.K, size, self._joining(wish.grey), picture)
-            joined = ("little" if growing.agrees(station) else "doubtful") if check else growing.add(station)
-            self._doubts = self._doubts + 1 if joined == "doubtful" else 0
-            return _grown(growing, self.settings) if joined == "taken" else None
+        def build() -> _News | None:
+            station = self._station(wish)
+            said = ("little" if growing.agrees(station) else "doubtful") if check else growing.add(station)
+            self._doubts = self._doubts + 1 if said == "doubtful" else 0
+            return self._met(number, growing) if said == "taken" else None
 
-        self._mapper.ask(build)
-        if self.patient:
-            self._mapper.settle()
+        self._ask(build)
+
+    def _met(self, number: int, growing: GrowingMap) -> _News:
+        """A map that has grown: its loop closed, if it has come back to a place, or one with another map that its
+        newest picture shows too. The mapper's."""
+        newest = growing.stations[-1]
+        for other, known in list(self._maps.items()):
+            if other != number:
+                older, a, b = (other, known, growing) if other < number else (number, growing, known)
+                whole = joined(a, b, newest, self.settings.meet, of_a=older == number)
+                if whole is not None:
+                    gone = max(number, other)
+                    note = f"the maps begun first and later are one now, of {len(whole[0].stations)} pictures"
+                    return _News(older, whole[0], _grown(whole[0], self.settings), note, (gone, whole[1]))
+        whole_loop = closed(growing, self.settings.meet)
+        note = "" if whole_loop is None else "a place seen before: the loop is closed"
+        growing = growing if whole_loop is None else whole_loop
+        return _News(number, growing, _grown(growing, self.settings), note)
 
     def _take(self) -> None:
-        """Swap in a finished map."""
-        fresh, trouble = self._mapper.take(), self._mapper.trouble()
+        """Swap in what the mapper has finished."""
+        self._moved = None
+        news, trouble = self._mapper.take(), self._mapper.trouble()
         if trouble:
             self._note = f"no new map: {trouble}"
-        if fresh is not None:
-            self._now, self._best = fresh, 0
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Pictures of the map only."""
-        assert self._now is not None
-        names = set(self._now.made.names)
-        self._pictures = {name: kept for name, kept in self._pictures.items() if name in names}
+        if news is None:
+            return
+        fresh = news.number > self._begun
+        if not fresh and news.number not in self._maps:  # given up meanwhile
+            return
+        self._maps[news.number], self._ready[news.number] = news.growing, news.grown
+        self._begun, self._best = max(self._begun, news.number), 0
+        self._note = news.note or self._note
+        if fresh:
+            self._use(news.number)
+            self.added = True
+            self._note = f"map of {self.keyframes} pictures; its scale is its own: 1 = {_UNIT}"
+        if news.joined is not None:
+            gone, similarity = news.joined
+            self._maps.pop(gone, None)
+            self._ready.pop(gone, None)
+            self._joins[gone] = (news.number, similarity)
+            if self._active == gone:
+                self._active, self._moved = news.number, similarity
+        if not fresh:
+            kept = {name for growing in self._maps.values() for name in growing.map.names}
+            waiting = set(self._opening.names)
+            self._pictures = {name: each for name, each in self._pictures.items() if name in kept or name in waiting}
 
     def _points(self, made: ClassicalMap) -> Points:
         """The map's points in the colours of the first pictures that see them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
 from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.expected import feature_rows, points_seen, seen_where_expected
 from scenetx.live.features import match, unit
 from scenetx.live.keyframes import KeyframeSettings, spread
 from scenetx.live.points import PointSettings, Station, link, map_of, matched, starts
@@ -40,6 +41,8 @@ class GrowSettings:
     """by so many pixels (of a longer side of 640) from their epipolar lines."""
     agree_matches: int = 40
     """A neighbour with fewer matches has no say."""
+    reach: float = 4.0
+    """Pixels (of a longer side of 640) from where a point of the map should be, within which it is looked for."""
     least: int = 25
     """Points a new picture has to see to stay."""
     lens_pictures: int = 5
@@ -65,19 +68,26 @@ class GrowingMap:
         *,
         known_lens: bool,
         settings: GrowSettings | None = None,
+        links: Mapping[tuple[str, str], Int[np.ndarray, "2 _"]] | None = None,
     ) -> None:
+        """links: matches of the pictures, if they are known (`links`)."""
         self.settings = settings or GrowSettings()
         self.map = made
         self.known_lens = known_lens
         self._stations = list(stations)
-        self._links: dict[tuple[str, str], Int[np.ndarray, "2 k"]] = {}
-        for k in range(1, len(self._stations)):
+        self._links: dict[tuple[str, str], Int[np.ndarray, "2 k"]] = dict(links or {})
+        for k in range(1, len(self._stations) if links is None else 0):
             self._match(self._stations[k], self._stations[:k])
 
     @property
     def stations(self) -> tuple[Station, ...]:
         """As they are in the map, in order of their coming."""
         return tuple(self._stations)
+
+    @property
+    def links(self) -> Mapping[tuple[str, str], Int[np.ndarray, "2 _"]]:
+        """Matches: of two pictures' names, the numbers of the features that are the same."""
+        return self._links
 
     def add(self, station: Station) -> Joined:
         """One more picture, near its place in the map.
@@ -92,6 +102,7 @@ class GrowingMap:
                 return "doubtful"
             station = placed
         self._match(station, near)
+        self.match_points(station, self.settings.reach * max(station.size) / 640, self.map)
         self._stations.append(station)
         made = self._made()
         if int((made.obs_view == len(self._stations) - 1).sum()) < self.settings.least:
@@ -139,25 +150,43 @@ class GrowingMap:
             return None
         return replace(station, world_from_cam=np.linalg.inv(cam_from_world))
 
-    def settle(self) -> None:
-        """All cameras adjusted together, for a map that is to be kept."""
+    def settle(self, loose: float | int = 1) -> None:
+        """All cameras adjusted together, for a map that is to be kept; the first one and the scale stay. ``loose``:
+        points may be so many times farther off at first, for pictures that stand only about right."""
         free = np.ones(len(self._stations), bool)
         free[0] = False
-        answer = adjust(self.map, free, focal=not self.known_lens, settings=self.settings.adjust)
-        self.map = adjusted_map(self.map, answer)
+        made = self._made(loose)
+        answer = adjust(made, free, focal=not self.known_lens, settings=self.settings.adjust)
+        self.map = _same_scale(adjusted_map(made, answer), made)
         self._follow()
+        if len(self._stations) > self.settings.most:
+            self._thin()
         self.map = self._made()
 
     def _match(self, station: Station, others: Sequence[Station]) -> None:
         for other in others:
             self._links[other.name, station.name] = link(other, station, self.settings.points)
 
-    def _made(self) -> ClassicalMap:
+    def match_points(self, station: Station, reach: float, made: ClassicalMap) -> None:
+        """Matches of a picture with the points of a map of (some of) these pictures, within ``reach`` pixels of where
+        they should be: tracks grow longer than by neighbours, and a place seen again holds on to what was seen there.
+        They count from the next adjustment on."""
+        rows, features = seen_where_expected(made, points_seen(made, station), station, reach)
+        by_name = {each.name: each for each in self._stations}
+        for view in np.unique(made.obs_view[rows]):
+            mine, name = made.obs_view[rows] == view, made.names[view]
+            old = feature_rows(by_name[name], made.obs_xy[rows[mine]])
+            pair = np.stack([old, features[mine]])[:, old >= 0]
+            before = self._links.get((name, station.name))
+            self._links[name, station.name] = pair if before is None else np.concatenate([before, pair], axis=1)
+
+    def _made(self, loose: float | int = 1) -> ClassicalMap:
         """The map by the cameras as they stand."""
+        points = replace(self.settings.points, epipolar=loose * self.settings.points.epipolar)
         number = {station.name: k for k, station in enumerate(self._stations)}
         first = starts(self._stations)
         links = [pair + first[[number[a], number[b]], None] for (a, b), pair in self._links.items()]
-        return map_of(self._stations, np.concatenate(links, axis=1), self.settings.points)
+        return map_of(self._stations, np.concatenate(links, axis=1), points)
 
     def _adjusted(self, made: ClassicalMap) -> ClassicalMap:
         """The newest camera and those that share most points with it; the first two are what all hangs on."""

@@ -119,7 +119,7 @@ class Intrinsics:
         focal = DEFAULT_FOCAL * max(height, width)
         default = lens or Lens(height, width, (focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0))
         self._straighten = Straighten(default)
-        if isinstance(locator, TellsK):
+        if isinstance(locator, TellsK) and not (locator.K is None and locator.K_settled):
             self._by_model = self._settled = True
             return
         # Without a locator that could tell better later, this is it.

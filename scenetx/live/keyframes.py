@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from scenetx.core import Cameras, project, unproject
+from scenetx.core import Cameras, Points, project, unproject
 from scenetx.core.cameras import pixel_grid
 
 
@@ -85,6 +85,20 @@ def grid_points(keyframe: Keyframe) -> tuple[Float[Tensor, "m 3"], Float[Tensor,
     pixels = pixel_grid(*keyframe.depth.shape, dtype=torch.float64)[known]
     points = unproject(pixels[None], keyframe.depth[known].double()[None], keyframe.grid_camera)[0]
     return points, keyframe.grey[known]
+
+
+def coloured_points(keyframes: Sequence[Keyframe]) -> Points:
+    """The points of `grid_points` of all keyframes, each in the colour of its picture there."""
+    places, colors = [torch.zeros(0, 3)], [torch.zeros(0, 3, dtype=torch.uint8)]
+    for keyframe in keyframes:
+        points, _ = grid_points(keyframe)
+        height, width = keyframe.picture.shape[:2]
+        rows, columns = keyframe.depth.shape
+        y = ((torch.arange(rows) + 0.5) * height / rows).long().clamp(0, height - 1)
+        x = ((torch.arange(columns) + 0.5) * width / columns).long().clamp(0, width - 1)
+        places.append(points.float())
+        colors.append(keyframe.picture[y][:, x][keyframe.depth > 0])
+    return Points(torch.cat(places), torch.cat(colors))
 
 
 def overlap_share(keyframe: Keyframe, camera: Cameras) -> float:

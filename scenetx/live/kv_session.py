@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from scenetx.core import InputError, Scene
+from scenetx.core import InputError, Points, Scene
 from scenetx.io.scene_dir import load_scene
 from scenetx.live.classical_map import FOLDER
 from scenetx.live.kept import scene_mark
-from scenetx.live.keyframes import Keyframe, judge, thinned
+from scenetx.live.keyframes import Keyframe, coloured_points, judge, thinned
 from scenetx.live.kv_map import CELL, KEYFRAMES_FILE, SPARE, Eye, KvMap, at_home, build_map, open_eye, unplaced
 from scenetx.live.kv_tracker import KvSettings, KvTracker, Placed, located, map_scene, place
 from scenetx.live.mapper import Mapper
@@ -150,6 +150,10 @@ class KvSession:
     def scene(self) -> Scene:
         """The keyframes as a scene. Raises InputError before there is a map."""
         return self._required().scene()
+
+    def map_points(self) -> Points | None:
+        """See `GrowsMap`: the keyframes' depth, a point a cell, as the model put it when each one joined the map."""
+        return None if self.map is None else coloured_points(self.map.keyframes)
 
     def close(self) -> None:
         """End the mapper's thread."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from scenetx.core import InputError, Sim3
+from scenetx.core import InputError, Points, Scene, Sim3
 from scenetx.core.rigid import invert_rigid
 from scenetx.io.images import is_picture, read_mask
 from scenetx.live.keyframes import Keyframe, grid_points
-from scenetx.live.update import Frame, Located, Locator
+from scenetx.live.update import Frame, GrowsMap, Located, Locator, TellsK
 
 BACKGROUND = (124, 116, 104)
 """ImageNet's mean colour: zero to the networks, and without features to the classical map."""
@@ -250,7 +250,8 @@ class ObjectTracker:
     """A map of an object as a `Locator` in the object's own frame and scale: ``world_from_cam`` is object_from_cam.
 
     For pictures that already show the object alone (`object_frames`), or with ``masks``, then frames must come one by
-    one in order and none may be left out.
+    one in order and none may be left out. What the map inside tells of itself (keyframes, K, points, scene) is told on,
+    in the object's frame; a map that does not tell K has none, and that is settled.
     """
 
     def __init__(self, inner: Locator, object_from_map: Sim3 | None = None, masks: Masks | None = None) -> None:
@@ -260,6 +261,38 @@ class ObjectTracker:
         self._seen = 0
         self._frame: UInt8[Tensor, "h w 3"] | None = None
         self._cut: UInt8[Tensor, "h w 3"] | None = None
+
+    @property
+    def keyframes(self) -> int:
+        """Pictures in the map inside; 0 if it has none."""
+        return int(getattr(self.inner, "keyframes", 0))
+
+    @property
+    def added(self) -> bool:
+        """Whether the last frame became a keyframe of the map inside."""
+        return bool(getattr(self.inner, "added", False))
+
+    @property
+    def K(self) -> Float[Tensor, "3 3"] | None:
+        """See `TellsK`."""
+        return self.inner.K if isinstance(self.inner, TellsK) else None
+
+    @property
+    def K_settled(self) -> bool:
+        """See `TellsK`."""
+        return self.inner.K_settled if isinstance(self.inner, TellsK) else True
+
+    def map_points(self) -> Points | None:
+        """See `GrowsMap`."""
+        points = self.inner.map_points() if isinstance(self.inner, GrowsMap) else None
+        return None if points is None else _points_in(points, self.object_from_map)
+
+    def scene(self) -> Scene:
+        """The map inside as a scene, in the object's frame and scale. Raises InputError for a map that makes none."""
+        make: Any = getattr(self.inner, "scene", None)
+        if make is None:
+            raise InputError("map", f"{self.inner.name} makes no scene", "use the scene it was made of")
+        return _scene_in(make(), self.object_from_map)
 
     def locate(
         self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], guess: Float[Tensor, "4 4"] | None
@@ -278,6 +311,23 @@ class ObjectTracker:
         if found is None:
             return None
         return replace(found, world_from_cam=self.object_from_map.apply_to_poses(found.world_from_cam))
+
+
+def _points_in(points: Points, there_from_here: Sim3) -> Points:
+    return replace(points, positions=there_from_here.apply(points.positions))
+
+
+def _scene_in(scene: Scene, there_from_here: Sim3) -> Scene:
+    """A scene of a map (which has no splats) in another frame and scale."""
+    views = []
+    for view in scene.views:
+        camera = view.camera
+        if camera is not None:
+            camera = replace(camera, world_from_cam=there_from_here.apply_to_poses(camera.world_from_cam))
+        depth = None if view.depth is None else there_from_here.scale * view.depth
+        views.append(replace(view, camera=camera, depth=depth))
+    points = None if scene.points is None else _points_in(scene.points, there_from_here)
+    return replace(scene, views=tuple(views), points=points)
 
 
 def object_pose(world_from_cam: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:

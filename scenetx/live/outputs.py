@@ -20,6 +20,9 @@ from scenetx.core.rigid import quat_from_rotation
 from scenetx.live.update import Update
 
 TUM, LINES, VIDEO = "trajectory_tum.txt", "updates.jsonl", "record.mkv"
+TUM_HEADER = "# timestamp tx ty tz qx qy qz qw (world from camera; OpenCV axes)"
+BELIEVED = ("tracking", "relocalised")
+"""Statuses whose poses a trajectory has."""
 
 
 def tum_line(seconds: float, world_from_cam: Float[Tensor, "4 4"]) -> str:
@@ -64,6 +67,7 @@ def as_json(update: Update) -> Mapping[str, Any]:
         "latency": round(update.latency, 5),
         "dropped": update.dropped,
         "locator": update.locator,
+        "map": update.map,
         "note": update.note,
     }
     if update.name:
@@ -92,7 +96,7 @@ class Trajectory:
         except OSError as error:
             self.close()
             raise _refused(self.folder, error) from error
-        self._say(self._tum, "# timestamp tx ty tz qx qy qz qw (world from camera; OpenCV axes)")
+        self._say(self._tum, TUM_HEADER)
         return self
 
     def __exit__(
@@ -110,7 +114,7 @@ class Trajectory:
         """One more update."""
         assert self._tum is not None
         assert self._lines is not None
-        if update.world_from_cam is not None and update.status in ("tracking", "relocalised"):
+        if update.world_from_cam is not None and update.status in BELIEVED:
             self._say(self._tum, tum_line(update.time, update.world_from_cam))
         self._say(self._lines, json.dumps(as_json(update), allow_nan=False, ensure_ascii=False))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from scenetx.live.classical_map import ClassicalMap, Lens
 from scenetx.live.features import Features, match, unit
+from scenetx.live.tracks import tracks
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,6 @@ def _from_lines(lines: Float[np.ndarray, "n 3"], points: Float[np.ndarray, "m 3"
     return np.abs((lines / length).astype(np.float32) @ points.astype(np.float32).T)
 
 
-def _tracks(links: Int[np.ndarray, "2 k"], count: int) -> Int[np.ndarray, "n"]:
-    """The track of every feature (a number, -1 = unmatched): connected components of the matches."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_matrix((np.ones(links.shape[1], np.int8), (links[0], links[1])), shape=(count, count))
-    _, label = connected_components(graph, directed=False)
-    size = np.bincount(label)
-    label = np.where(size[label] > 1, label, -1)
-    kept = np.unique(label[label >= 0])
-    return np.where(label >= 0, np.searchsorted(kept, label), -1)
-
-
 def map_of(
     stations: Sequence[Station],
     links: Int[np.ndarray, "2 k"],
@@ -96,8 +84,8 @@ def map_of(
 ) -> ClassicalMap:
     """Triangulates what matches (pairs of features, counted through) and keeps what agrees with the pictures."""
     found = [station.features for station in stations]
-    track = _tracks(links, int(starts(stations)[-1]))
     view_of = np.repeat(np.arange(len(stations)), [len(features) for features in found])
+    track = tracks(links, view_of)
     xy = np.concatenate([features.xy for features in found]).astype(np.float64)
     sigma = np.concatenate([features.sigma for features in found])
     world_from_cam = np.stack([station.world_from_cam for station in stations])

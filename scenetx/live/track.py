@@ -14,7 +14,7 @@ from torch import Tensor
 from scenetx.core.rigid import invert_rigid, rigid, rotation_angle, rotation_from_rotvec
 from scenetx.live.capture import BLACK, FROZEN
 from scenetx.live.intrinsics import Intrinsics
-from scenetx.live.update import Frame, Located, Locator, Status, Update
+from scenetx.live.update import Frame, Located, Locator, ManyMaps, Status, Update
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Tracker:
     A frame's guess is the predicted pose; without an answer the predicted pose is given as `unsure` for a while, then
     the camera is `lost` and every frame is looked for in the whole map. A pose that the motion does not explain is
     believed only when the map is certain of it, or when the next frame says the same. Black frames are not looked at;
-    of frozen ones the pose is `unsure`.
+    of frozen ones the pose is `unsure`. A pose in another map's frame (`ManyMaps`) says nothing of the motion.
     """
 
     def __init__(self, locator: Locator, intrinsics: Intrinsics, settings: TrackSettings | None = None) -> None:
@@ -104,9 +104,11 @@ class Tracker:
         self.status: Status = "init"
         self._motion = _Motion(self.settings.damping)
         self._missing = self._zooming = 0
+        self._map = 0
+        self._maps: set[int] = set()
         self._zoomed = False
         self._missing_since: float | None = None
-        self._doubted: tuple[Float[Tensor, "4 4"], float] | None = None
+        self._doubted: tuple[Float[Tensor, "4 4"], float, int] | None = None
 
     def step(self, frame: Frame) -> Update:
         """What is to be said of a frame. Frames come in order of time."""
@@ -138,6 +140,7 @@ class Tracker:
             locator=self.locator.name,
             image=image,
             name=frame.name,
+            map=self._map,
         )
 
     def _look(self, image: Tensor, K: Tensor, seconds: float) -> tuple[Located | None, str]:
@@ -149,7 +152,8 @@ class Tracker:
         failing = self.status == "lost" or self._missing >= 2
         located = self.locator.locate(image, K, None if failing and self._missing % 2 == 0 else guess)
         if located is None:
-            return None, "not found in the map"
+            beside = isinstance(self.locator, ManyMaps) and self.locator.opening and bool(self._maps)
+            return None, "not found in the map; another one is being begun" if beside else "not found in the map"
         if located.confidence < self.settings.weak:
             return None, f"too weak a match ({located.note})" if located.note else "too weak a match"
         return located, ""
@@ -178,7 +182,7 @@ class Tracker:
     def _believed(self, located: Located, seconds: float) -> bool:
         """The geometric check."""
         settings = self.settings
-        if self.status in ("init", "lost"):
+        if self.status in ("init", "lost") or located.map != self._map:
             plausible = located.confidence >= settings.start
         else:
             steps, turned = self._motion.surprise(located.world_from_cam, seconds)
@@ -186,12 +190,12 @@ class Tracker:
         if plausible or self._confirms(located, seconds):
             self._doubted = None
             return True
-        self._doubted = (located.world_from_cam, seconds)
+        self._doubted = (located.world_from_cam, seconds, located.map)
         return False
 
     def _confirms(self, located: Located, seconds: float) -> bool:
         """Whether the frame before was put in about the same place, by a search that knew as little."""
-        if self._doubted is None or seconds - self._doubted[1] > 0.5:
+        if self._doubted is None or seconds - self._doubted[1] > 0.5 or located.map != self._doubted[2]:
             return False
         step = invert_rigid(self._doubted[0]) @ located.world_from_cam
         turned = float(torch.rad2deg(rotation_angle(step[:3, :3])))
@@ -206,6 +210,10 @@ class Tracker:
             again = self.status == "lost"
             if again:
                 self._motion.forget()
+            if located.map != self._map:
+                self._motion, self._map = _Motion(settings.damping), located.map
+                again = located.map in self._maps
+            self._maps.add(located.map)
             sure = located.confidence >= 0.5 * settings.start
             self._motion.moved(located.world_from_cam, seconds)
             self._missing, self._missing_since = 0, None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from scenetx.core import Points
+from scenetx.core import Points, Sim3
 
 # init: no pose yet. tracking: sure. unsure: the pose may be off, or is predicted. lost: no pose. relocalised: the first
 # pose after a loss (the next is `tracking`).
@@ -39,6 +40,7 @@ class Located:
     note: str = ""
     K: Float[Tensor, "3 3"] | None = None  # intrinsics that explain the picture better than those given, if any do;
     zooms: bool = False  # much better: the lens has zoomed, and the pose holds under `K`
+    map: int = 0  # number of the map whose frame the pose is in, for a locator that has several (`ManyMaps`)
 
 
 @runtime_checkable
@@ -92,6 +94,21 @@ class GrowsMap(Protocol):
         ...
 
 
+@runtime_checkable
+class ManyMaps(Protocol):
+    """A `Locator` that begins another map, in its own frame, where the camera is lost, and joins maps that meet."""
+
+    @property
+    def opening(self) -> bool:
+        """Whether pictures are being gathered for a map to begin with."""
+        ...
+
+    @property
+    def joins(self) -> Mapping[int, tuple[int, Sim3]]:
+        """Of maps that are part of another one now: its number, and the similarity from their frame to its frame."""
+        ...
+
+
 @dataclass(frozen=True)
 class Update:
     """What a tracker says of one frame."""
@@ -110,3 +127,4 @@ class Update:
     locator: str = ""  # name of the map that answered
     image: UInt8[Tensor, "h w 3"] | None = None  # the frame, its lens's distortion removed, for viewers
     name: str = ""  # the frame's file name, if it has one
+    map: int = 0  # number of the map whose frame `world_from_cam` is in (`ManyMaps.joins` says how maps lie)

@@ -108,7 +108,8 @@ def reconstruct(
 def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Scene:
     with space.stage("open", to_dict(settings.prepare)) as notes:
         opened = open_source(source, settings.prepare, space.work, space.progress("open"))
-        notes.append(f"{len(opened.scene.views)} pictures")
+        known = opened.kind == "scene"
+        notes.append("a scene with its cameras" if known else f"{len(opened.scene.views)} pictures")
     if opened.kind == "scene":
         # Fitted anew from its own cameras; which views were held out may change.
         scene = load_scene(opened.path)

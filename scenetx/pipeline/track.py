@@ -17,11 +17,12 @@ from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens, Intrinsics
 from scenetx.live.known_scale import KnownScale, in_known_scale
 from scenetx.live.object_mode import BoxFollower, MaskFiles, Masks, MaskVideo, object_frames
+from scenetx.live.one_frame import into_one_frame
 from scenetx.live.outputs import VIDEO, Recorder, Trajectory
 from scenetx.live.pose_stream import open_stream
 from scenetx.live.source import Reader
 from scenetx.live.track import Tracker, TrackSettings, track_frames
-from scenetx.live.update import GrowsMap, Locator, Status, Update
+from scenetx.live.update import GrowsMap, Locator, ManyMaps, Status, Update
 from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
 from scenetx.pipeline.track_view import Growing, TrackView
 
@@ -160,6 +161,10 @@ def run_track(
                     tell(_state_line(update))
                     status = update.status
         _keep_map(plan, opened.locator, tell)
+    if plan.output is not None and isinstance(opened.locator, ManyMaps):
+        one, apart = into_one_frame(plan.output, opened.locator.joins)
+        if apart:
+            tell(f"{one} poses are in one frame; {apart} are of maps that never met it and have files of their own")
     return tally.summary()
 
 

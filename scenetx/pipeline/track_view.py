@@ -63,7 +63,7 @@ class TrackView:
         self._growing = growing if scene is None else None
         self._begun: Scene | None = None
         self._map_due = 0.0
-        self._mapped = self._described = 0
+        self._mapped = self._described = self._map = 0
 
     def __enter__(self) -> TrackView:
         self._server.__enter__()
@@ -84,7 +84,10 @@ class TrackView:
         self._server.close()
 
     def show(self, update: Update) -> None:
-        """Publishes an update, if the last one is long enough ago. Never waits."""
+        """Publishes an update, if the last one is long enough ago. Never waits. The page shows one map at a time."""
+        if update.world_from_cam is not None and self._folder is None and update.map != self._map:
+            self._map, self._begun, self._places, self._keyframes = update.map, None, [], []
+            self._mapped = self._described = 0
         if self._folder is None and update.world_from_cam is not None and self._begun is None:
             self._begun = _start(update)
             self._describe(self._begun)
