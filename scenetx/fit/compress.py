@@ -117,6 +117,14 @@ def most_significant(scores: Float[Tensor, "g"], count: int) -> Bool[Tensor, "g"
     return keep
 
 
+def merged(gaussians: Gaussians, scores: Float[Tensor, "g"], count: int, idle: float) -> Gaussians:
+    """At most ``count`` splats: those that hardly show (``idle`` of the summed ``scores``) go, then neighbours become
+    one (`scenetx.core.levels`)."""
+    order = scores.argsort(descending=True)
+    seen = int((scores[order].cumsum(0) < (1 - idle) * scores.sum()).sum()) + 1
+    return least_turned(coarser(gaussians[order[: max(count, seen)].sort().values], count))
+
+
 def pseudo_cameras(
     cameras: Cameras, count: int, *, jitter: float, generator: torch.Generator
 ) -> Float[Tensor, "count 4 4"]:
@@ -214,15 +222,9 @@ class _Work:
             self.table["means"].copy_(self.quantiser.rounded(free).means)
 
     def merge(self, count: int) -> None:
-        """Splats that hardly show go, then neighbours become one."""
-        if count >= len(self.table):
-            return
-        all_of_them = activated(self.table, antialiased=self.teacher.antialiased).detach()
-        scores = self.scores(all_of_them)
-        order = scores.argsort(descending=True)
-        seen = int((scores[order].cumsum(0) < (1 - self.settings.idle) * scores.sum()).sum()) + 1
-        shown = all_of_them[order[: max(count, seen)].sort().values]
-        self.table = trainable(least_turned(coarser(shown, count)), selective=True)
+        if count < len(self.table):
+            free = activated(self.table, antialiased=self.teacher.antialiased).detach()
+            self.table = trainable(merged(free, self.scores(free), count, self.settings.idle), selective=True)
 
     def prune(self, count: int) -> None:
         if count < len(self.table):

@@ -25,11 +25,11 @@ class SogSteps:
     coefficient; ``rotation`` and ``opacity`` count steps over the whole range; ``palette`` is the splats an entry of
     the palette of view-dependent colour stands for, at least."""
 
-    position_bits: int = 13
-    rotation: int = 28
-    scale: float = 0.3
-    color: float = 0.1
-    opacity: int = 48
+    position_bits: int = 14
+    rotation: int = 64
+    scale: float = 0.15
+    color: float = 0.12
+    opacity: int = 24
     palette: int = 512
 
     def __post_init__(self) -> None:

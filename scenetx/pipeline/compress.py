@@ -14,7 +14,7 @@ from torch import Tensor
 from scenetx.core import Gaussians, InputError, Scene
 from scenetx.core.atomic import write_bytes
 from scenetx.fit import evaluate_views
-from scenetx.fit.compress import CompressSettings, compress_splats
+from scenetx.fit.compress import CompressSettings, compress_splats, merged, significance
 from scenetx.fit.quantise import Quantiser
 from scenetx.io.json_value import to_json
 from scenetx.io.least_turned import least_turned
@@ -28,6 +28,7 @@ FORMATS = ("sog", "spz", COMPRESSED_PLY[1:], "glb")
 CURVE = "rate_distortion.json"
 SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
 LEAST_KEEP = 0.02
+LOOKS = 3  # at the size of a share of the splats, before the work on it begins
 JUDGES = 4  # training views that judge a scene without held-out ones
 
 
@@ -116,8 +117,7 @@ def compress(
         report("compress", 0.2 * (index + 1) / len(plan.formats), f"packing {kind}")
     best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(full, "sog", "full")
     if best.ratio < plan.target:
-        room = work.points[0].bytes * SLACK / plan.target
-        keep = max(LEAST_KEEP, min(1.0, room / work.packed_size(full, plan.fit)))
+        keep = _kept_share(work, full, plan)
         light, scores = _light(scene, replace(plan.fit, keep=keep), report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:
@@ -128,6 +128,27 @@ def compress(
     write_bytes(work.folder / CURVE, to_json(asdict(curve)))
     report("compress", 1.0, "")
     return curve
+
+
+def _kept_share(work: _Bench, full: Gaussians, plan: CompressPlan) -> float:
+    """The share of splats that leaves room for the target, found by packing what that share would start from.
+
+    Bytes a splat grow as splats get fewer (those that rounding makes vanish cost little), hence more than one look.
+    """
+    room = work.points[0].bytes * SLACK / plan.target
+    keep, start = 1.0, full
+    scores = None
+    if plan.fit.fewer == "merge":
+        cameras = [view.camera for view in work.scene.training if view.camera is not None]
+        scores = significance(full, cameras, volume_power=plan.fit.volume_power, backend=plan.fit.backend)
+    for _ in range(LOOKS):
+        size = work.packed_size(start, plan.fit)
+        share = max(LEAST_KEEP, min(1.0, keep * room / size))
+        if scores is None or share == keep:
+            return share
+        keep = share
+        start = merged(full, scores, max(1, round(keep * len(full))), plan.fit.idle)
+    return keep
 
 
 def _light(scene: Scene, settings: CompressSettings, report: Report) -> tuple[Gaussians, Float[Tensor, "g"]]:
@@ -173,6 +194,8 @@ class _Bench:
             gaussians = replace(gaussians, sh=gaussians.sh[:, : (settings.sh_degree + 1) ** 2])
         if settings.grid is not None:
             gaussians = Quantiser.of(gaussians, settings.grid).rounded(gaussians)
+            kept = gaussians.opacities > 0
+            gaussians = gaussians[kept] if bool(kept.any()) else gaussians
         path = self.folder / "trial.sog"
         try:
             write_sog(gaussians, path)
