@@ -292,6 +292,19 @@ def test_compress_writes_files_and_their_table(tmp_path):
         compress(tmp_path / "empty")
 
 
+def test_room_goes_to_finer_numbers_before_splats_are_merged(tmp_path):
+    """A target that all splats meet in coarse numbers is met with finer ones, and better."""
+    photographed(600).save(tmp_path / "scene")
+    fit = CompressSettings(steps=0, settle=0)
+    near = compress(tmp_path / "scene", tmp_path / "near", CompressPlan(target=5.0, formats=("sog",), fit=fit))
+    coarse = CompressSettings(steps=0, settle=0, grid=SogSteps(opacity=25))  # not the default: taken as it is
+    plain = compress(tmp_path / "scene", tmp_path / "plain", CompressPlan(target=5.0, formats=("sog",), fit=coarse))
+    assert near.best.splats == plain.best.splats == "light"
+    assert min(near.best.ratio, plain.best.ratio) >= 5
+    assert near.best.bytes > plain.best.bytes
+    assert near.best.psnr > plain.best.psnr + 0.1
+
+
 # meshes
 
 

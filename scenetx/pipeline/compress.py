@@ -21,6 +21,7 @@ from scenetx.io.least_turned import least_turned
 from scenetx.io.ply import write_splat_ply
 from scenetx.io.scene_dir import load_scene
 from scenetx.io.sog import write_sog
+from scenetx.io.sog_steps import SogSteps
 from scenetx.io.splat_formats import COMPRESSED_PLY, read_gaussians, write_gaussians
 from scenetx.pipeline.workspace import Report, silent
 
@@ -28,6 +29,10 @@ FORMATS = ("sog", "spz", COMPRESSED_PLY[1:], "glb")
 CURVE = "rate_distortion.json"
 SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
 LEAST_KEEP = 0.02
+FINER = (
+    SogSteps(position_bits=16, rotation=255, scale=0.06, color=0.06, opacity=128, palette=128),
+    SogSteps(position_bits=15, rotation=128, scale=0.1, color=0.08, opacity=48, palette=256),
+)
 LOOKS = 3  # at the size of a share of the splats, before the work on it begins
 JUDGES = 4  # training views that judge a scene without held-out ones
 
@@ -117,8 +122,7 @@ def compress(
         report("compress", 0.2 * (index + 1) / len(plan.formats), f"packing {kind}")
     best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(full, "sog", "full")
     if best.ratio < plan.target:
-        keep = _kept_share(work, full, plan)
-        light, scores = _light(scene, replace(plan.fit, keep=keep), report)
+        light, scores = _light(scene, _within_room(work, full, plan), report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:
             if kind != "sog":
@@ -130,25 +134,30 @@ def compress(
     return curve
 
 
-def _kept_share(work: _Bench, full: Gaussians, plan: CompressPlan) -> float:
-    """The share of splats that leaves room for the target, found by packing what that share would start from.
+def _within_room(work: _Bench, full: Gaussians, plan: CompressPlan) -> CompressSettings:
+    """How the target is met: all splats in the finest numbers there is room for; where there is none even for the
+    plan's own, as many splats as there is room for.
 
     Bytes a splat grow as splats get fewer (those that rounding makes vanish cost little), hence more than one look.
     """
+    fit = plan.fit
     room = work.points[0].bytes * SLACK / plan.target
-    keep, start = 1.0, full
+    for grid in FINER if fit.grid == SogSteps() else ():
+        finer = replace(fit, keep=1.0, grid=grid)
+        if work.packed_size(full, finer) <= room:
+            return finer
     scores = None
-    if plan.fit.fewer == "merge":
+    if fit.fewer == "merge":
         cameras = [view.camera for view in work.scene.training if view.camera is not None]
-        scores = significance(full, cameras, volume_power=plan.fit.volume_power, backend=plan.fit.backend)
+        scores = significance(full, cameras, volume_power=fit.volume_power, backend=fit.backend)
+    keep, start = 1.0, full
     for _ in range(LOOKS):
-        size = work.packed_size(start, plan.fit)
-        share = max(LEAST_KEEP, min(1.0, keep * room / size))
+        share = max(LEAST_KEEP, min(1.0, keep * room / work.packed_size(start, fit)))
         if scores is None or share == keep:
-            return share
+            return replace(fit, keep=share)
         keep = share
-        start = merged(full, scores, max(1, round(keep * len(full))), plan.fit.idle)
-    return keep
+        start = merged(full, scores, max(1, round(keep * len(full))), fit.idle)
+    return replace(fit, keep=keep)
 
 
 def _light(scene: Scene, settings: CompressSettings, report: Report) -> tuple[Gaussians, Float[Tensor, "g"]]:
