@@ -256,9 +256,8 @@ class ClassicalSession:
         """Gives a picture for a map to begin with to the mapper, if it has the time."""
         if self._mapper.busy or len(self._ready) >= self.settings.maps:
             return
-        opening, waiting = self._opening, set(self._opening.names)
-        kept = {name for growing in self._maps.values() for name in growing.map.names}
-        self._pictures = {name: each for name, each in self._pictures.items() if name in kept or name in waiting}
+        opening = self._opening
+        self._tidy()
         name, (picture, shrink) = f"{self._seen:06d}.png", _reduced(image, self.settings.largest)
         self._pictures[name] = (picture.clone(), shrink)
         wish = _Wish(name, grey_of(picture), np.eye(4), np.diag([shrink, shrink, 1.0]) @ K.double().numpy())
@@ -390,9 +389,12 @@ class ClassicalSession:
             if self._active == gone:
                 self._active, self._moved = news.number, similarity
         if not fresh:
-            kept = {name for growing in self._maps.values() for name in growing.map.names}
-            waiting = set(self._opening.names)
-            self._pictures = {name: each for name, each in self._pictures.items() if name in kept or name in waiting}
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Only pictures of a map, or of the opening that waits for one, are kept."""
+        used = {name for growing in self._maps.values() for name in growing.map.names} | set(self._opening.names)
+        self._pictures = {name: each for name, each in self._pictures.items() if name in used}
 
     def _points(self, made: ClassicalMap) -> Points:
         """The map's points in the colours of the first pictures that see them."""

@@ -87,17 +87,22 @@ def grid_points(keyframe: Keyframe) -> tuple[Float[Tensor, "m 3"], Float[Tensor,
     return points, keyframe.grey[known]
 
 
+def grid_colors(keyframe: Keyframe) -> UInt8[Tensor, "h w 3"]:
+    """The picture where the grid's cells have their centres."""
+    height, width = keyframe.picture.shape[:2]
+    rows, columns = keyframe.depth.shape
+    y = ((torch.arange(rows) + 0.5) * height / rows).long().clamp(0, height - 1)
+    x = ((torch.arange(columns) + 0.5) * width / columns).long().clamp(0, width - 1)
+    return keyframe.picture[y][:, x]
+
+
 def coloured_points(keyframes: Sequence[Keyframe]) -> Points:
     """The points of `grid_points` of all keyframes, each in the colour of its picture there."""
     places, colors = [torch.zeros(0, 3)], [torch.zeros(0, 3, dtype=torch.uint8)]
     for keyframe in keyframes:
         points, _ = grid_points(keyframe)
-        height, width = keyframe.picture.shape[:2]
-        rows, columns = keyframe.depth.shape
-        y = ((torch.arange(rows) + 0.5) * height / rows).long().clamp(0, height - 1)
-        x = ((torch.arange(columns) + 0.5) * width / columns).long().clamp(0, width - 1)
         places.append(points.float())
-        colors.append(keyframe.picture[y][:, x][keyframe.depth > 0])
+        colors.append(grid_colors(keyframe)[keyframe.depth > 0])
     return Points(torch.cat(places), torch.cat(colors))
 
 

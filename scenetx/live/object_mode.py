@@ -24,7 +24,7 @@ from torch import Tensor
 from scenetx.core import InputError, Points, Scene, Sim3
 from scenetx.core.rigid import invert_rigid
 from scenetx.io.images import is_picture, read_mask
-from scenetx.live.keyframes import Keyframe, grid_points
+from scenetx.live.keyframes import Keyframe, grid_colors, grid_points
 from scenetx.live.update import Frame, GrowsMap, Located, Locator, TellsK
 
 BACKGROUND = (124, 116, 104)
@@ -341,11 +341,7 @@ def object_points(keyframes: Sequence[Keyframe]) -> Float[Tensor, "m 3"]:
     parts = []
     for keyframe in keyframes:
         points, _ = grid_points(keyframe)
-        height, width = keyframe.picture.shape[:2]
-        rows, columns = keyframe.depth.shape
-        y = ((torch.arange(rows) + 0.5) * height / rows).long().clamp(0, height - 1)
-        x = ((torch.arange(columns) + 0.5) * width / columns).long().clamp(0, width - 1)
-        shown = (keyframe.picture[y][:, x] != background).any(-1)
+        shown = (grid_colors(keyframe) != background).any(-1)
         parts.append(points[shown[keyframe.depth > 0]])
     return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
 
