@@ -390,11 +390,11 @@ def test_exposure_is_found_and_held_out_views_keep_their_brightness(truth):
     settings = quick(steps=150, exposure=True, exposure_lr=0.01)
     update = last(uneven, settings)
     names = [view.name for view in uneven.training]
-    found = torch.stack([update.exposures[name][:, :3].diagonal().mean() for name in names])
+    found = torch.stack([update.exposures[name].mean() for name in names])
     wanted = torch.tensor([gains[int(name.split(".")[0])].item() for name in names])
     assert torch.corrcoef(torch.stack([found, wanted]))[0, 1] > 0.95
     mean = torch.stack(list(update.exposures.values())).mean(0)
-    torch.testing.assert_close(mean, torch.eye(3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean, torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_pose_refinement_brings_displaced_cameras_back(scene, truth):
@@ -450,12 +450,12 @@ def test_poses_do_not_drift_along_the_gauge():
     assert (corrections.gauge.T @ delta.reshape(-1)).abs().max() < 1e-6
 
 
-def test_exposure_mean_stays_the_identity():
+def test_the_mean_exposure_stays_one():
     exposure = Exposure(3, rate=0.1, decay=0.0)
     (exposure.apply(torch.rand(4, 5, 3), 1) * 2).sum().backward()
     exposure.step(0.0)
-    assert exposure.matrices()[1, 0, 0] < 1
-    torch.testing.assert_close(exposure.matrices().mean(0), torch.eye(3, 4))
+    assert exposure.gains()[1, 0] < 1
+    torch.testing.assert_close(exposure.gains().mean(0), torch.ones(3))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13)])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
-from scenetx.measure.image import gaussian_window, psnr, ssim
+from scenetx.measure.image import color_corrected, gaussian_window, psnr, ssim
 
 
 def picture(seed: int, height: int = 24, width: int = 31) -> torch.Tensor:
@@ -55,6 +55,25 @@ def test_masked_pixels_have_no_influence():
     assert psnr(a, b, mask) == psnr(c, b, mask)
     assert ssim(a, b, mask) == ssim(c, b, mask)
     assert psnr(a, b, mask) != psnr(a, b)
+
+
+def test_another_exposure_and_white_balance_are_taken_out_and_nothing_else_is():
+    render = picture(9) * 0.5 + 0.2
+    photo = (render @ torch.tensor([[1.1, 0.02, 0.0], [0.0, 0.9, 0.0], [0.0, 0.0, 1.05]])) - 0.03
+    assert psnr(color_corrected(render, photo), photo) > 100
+    assert psnr(color_corrected(render, picture(10)), picture(10)) < 12  # of noise only the mean can be met
+    mask = torch.zeros(24, 31, dtype=torch.bool)
+    mask[4:20, 5:25] = True
+    spoilt = torch.where(mask[..., None], photo, picture(11))
+    assert psnr(color_corrected(render, spoilt, mask), spoilt, mask) > 100
+    assert psnr(color_corrected(render, spoilt), spoilt, mask) < 40
+
+
+def test_correcting_a_picture_of_one_colour_is_no_error():
+    grey = torch.full((24, 31, 3), 0.5)
+    mean = picture(12).mean((0, 1))
+    torch.testing.assert_close(color_corrected(grey, picture(12))[0, 0], mean)
+    assert color_corrected(grey, picture(12), torch.zeros(24, 31, dtype=torch.bool)).isfinite().all()
 
 
 def test_a_mask_that_leaves_nothing_gives_nan():

@@ -98,6 +98,7 @@ def test_metrics_say_what_was_measured(done: tuple[Scene, Path]):
     assert set(metrics["views"]) == {"000.jpg", "008.jpg"}
     assert metrics["psnr"] == pytest.approx(np.mean([view["psnr"] for view in metrics["views"].values()]), abs=1e-3)
     assert metrics["psnr"] > 18
+    assert metrics["psnr_color_corrected"] >= metrics["psnr"] - 0.01
     assert "held out" in metrics["protocol"]
     assert metrics["gaussians"] == len(scene.gaussians) <= 1500
     assert {"open", "cameras", "splats", "score"} <= set(metrics["seconds"])

@@ -17,7 +17,7 @@ from scenetx.core.atomic import write_tensors
 from scenetx.fit.settings import FitSettings
 
 log = logging.getLogger(__name__)
-_VERSION = "1"
+_VERSION = "2"
 # These change how a fit is run, not what it computes.
 _WITHOUT_EFFECT = ("checkpoint_seconds", "eval_interval", "eval_views", "max_bad_steps")
 

@@ -11,16 +11,20 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from scenetx.core import Gaussians, Scene, View
-from scenetx.measure.image import WINDOW, psnr, ssim
+from scenetx.measure.image import WINDOW, color_corrected, psnr, ssim
 from scenetx.splat import Backend, rasterize
 
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Scores by view name, their plain means (nan without a view), and the renders as they were scored."""
+    """Scores by view name, their plain means (nan without a view), and the renders as they were scored.
+
+    psnr_corrected: after the affine change of colour that suits the photo best (`measure.image.color_corrected`).
+    """
 
     psnr: Mapping[str, float]
     ssim: Mapping[str, float]
+    psnr_corrected: Mapping[str, float]
     renders: Mapping[str, UInt8[Tensor, "_h _w 3"]]
 
     @property
@@ -30,6 +34,10 @@ class ViewScores:
     @property
     def mean_ssim(self) -> float:
         return _mean(list(self.ssim.values()))
+
+    @property
+    def mean_psnr_corrected(self) -> float:
+        return _mean(list(self.psnr_corrected.values()))
 
 
 def evaluate_views(
@@ -43,11 +51,12 @@ def evaluate_views(
     """Render and score ``views`` (default: the held-out ones) at their own size, with the cameras they carry.
 
     The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; no exposure correction is
-    applied; pixels outside a view's mask do not count. A view without a camera is left out.
+    applied, but where it is named; pixels outside a view's mask do not count. A view without a camera is left out.
     """
     chosen = scene.held_out if views is None else views
     scores: dict[str, float] = {}
     similarities: dict[str, float] = {}
+    corrected: dict[str, float] = {}
     renders: dict[str, Tensor] = {}
     for view in chosen:
         if view.camera is None:
@@ -58,10 +67,11 @@ def evaluate_views(
         render = rgb.cpu().clamp(0, 1).mul(255).round().byte()
         shown, photo = render.float() / 255, view.image.float() / 255
         scores[view.name] = psnr(shown, photo, view.mask)
+        corrected[view.name] = psnr(color_corrected(shown, photo, view.mask), photo, view.mask)
         large = min(view.height, view.width) >= WINDOW
         similarities[view.name] = ssim(shown, photo, view.mask) if large else math.nan
         renders[view.name] = render
-    return ViewScores(scores, similarities, renders)
+    return ViewScores(scores, similarities, corrected, renders)
 
 
 def _mean(values: list[float]) -> float:

@@ -37,8 +37,8 @@ class FitUpdate:
     """Where the fit is. The last update (``gaussians`` set) also carries the pictures' exposures and refined cameras.
 
     loss: running mean over about 50 steps. psnr: mean over a few held-out views at the size fitted to, None where not
-    measured now. seconds: work so far, without the consumer's time, over all resumed runs. exposures: name -> M with
-    photo = M @ [render, 1]. cameras: name -> refined training camera, for the view's own picture size. snapshot: gives
+    measured now. seconds: work so far, without the consumer's time, over all resumed runs. exposures: name -> gains,
+    photo = gain * render. cameras: name -> refined training camera, for the view's own picture size. snapshot: gives
     the splats as they are now, on the CPU; to be called, if at all, before the next update is asked for.
     """
 
@@ -49,7 +49,7 @@ class FitUpdate:
     gaussians: Gaussians | None
     num_gaussians: int
     seconds: float
-    exposures: Mapping[str, Float[Tensor, "3 4"]] | None = None
+    exposures: Mapping[str, Float[Tensor, "3"]] | None = None
     cameras: Mapping[str, Cameras] | None = None
     skipped: int = 0
     snapshot: Callable[[], Gaussians] | None = None
@@ -282,8 +282,8 @@ class _Fit:
         gaussians = gaussians[~strays(gaussians, self.scene)]
         exposures = cameras = None
         if self.exposure is not None:
-            matrices = self.exposure.matrices().cpu()
-            exposures = {view.name: matrix for view, matrix in zip(self.views, matrices, strict=True)}
+            gains = self.exposure.gains().cpu()
+            exposures = {view.name: gain for view, gain in zip(self.views, gains, strict=True)}
         if self.poses is not None:
             refined = self.poses.refined().cpu()
             cameras = {

@@ -38,6 +38,23 @@ def psnr(a: Float[Tensor, "h w 3"], b: Float[Tensor, "h w 3"], mask: Bool[Tensor
     return -10 * math.log10(error) if error > 0 else math.inf
 
 
+def color_corrected(
+    render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"] | None = None
+) -> Float[Tensor, "h w 3"]:
+    """``render`` after the affine change of colour that brings it nearest to ``photo``, clamped to [0, 1].
+
+    Least squares over the pixels of ``mask``. What then still differs is not the photo's own exposure or white balance,
+    which no scene can know. gsplat's trainer does so for its "cc_psnr" (with squares of the colours too), and RawNeRF
+    (arXiv 2111.13679) before it measures.
+    """
+    colors = torch.cat([render, torch.ones_like(render[..., :1])], -1).double()
+    kept = colors.flatten(0, 1) if mask is None else colors[mask]
+    wanted = (photo.flatten(0, 1) if mask is None else photo[mask]).double()
+    # A picture of one colour determines less than an affine map: the smallest one is taken.
+    change = torch.linalg.lstsq(kept, wanted, driver="gelsd").solution if len(kept) else colors.new_zeros(4, 3)
+    return (colors @ change).clamp(0, 1).to(render)
+
+
 def ssim_map(a: Float[Tensor, "h w 3"], b: Float[Tensor, "h w 3"]) -> Float[Tensor, "h_in w_in 3"]:
     """SSIM (Wang et al., 2004, eq. 13) of every window inside the picture: ``h - 10`` by ``w - 10``. Differentiable."""
     if a.shape[0] < WINDOW or a.shape[1] < WINDOW:

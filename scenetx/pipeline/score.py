@@ -26,7 +26,8 @@ def evaluate(
     """Scores of a scene: what was registered, PSNR/SSIM of held-out views, errors against reference cameras.
 
     Held-out pictures are compared as they are (8-bit render against the undistorted working picture, no colour
-    correction), masked pixels left out; means are over pictures. Their cameras come from all pictures, as is usual.
+    correction but where it is named), masked pixels left out; means are over pictures. Their cameras come from all
+    pictures, as is usual.
     ``held_out``: their scores, where the caller has them.
     """
     metrics: dict[str, Any] = {"registered": len(scene.registered), "images": len(scene.views) + _unreadable(scene)}
@@ -48,14 +49,16 @@ def _unreadable(scene: Scene) -> int:
 def _held_out(scene: Scene, scores: ViewScores) -> dict[str, Any]:
     if not scores.psnr:
         return {"views": {}, "protocol": "no picture was held out"}
-    views = {name: {"psnr": round(scores.psnr[name], 4), "ssim": round(scores.ssim[name], 4)} for name in scores.psnr}
+    parts = {"psnr": scores.psnr, "ssim": scores.ssim, "psnr_color_corrected": scores.psnr_corrected}
+    views = {name: {part: round(values[name], 4) for part, values in parts.items()} for name in scores.psnr}
     longest = max(max(view.height, view.width) for view in scene.held_out)
     protocol = (
         f"{len(views)} pictures held out of the fitting, mean over pictures, undistorted, longest side {longest} px; "
-        "SSIM with an 11 px Gaussian window; no colour correction; their cameras come from all pictures"
+        "SSIM with an 11 px Gaussian window; no colour correction (psnr_color_corrected: after the affine change of "
+        "colour that suits each photo best); their cameras come from all pictures"
     )
-    means = {"psnr": round(scores.mean_psnr, 4), "ssim": round(scores.mean_ssim, 4)}
-    return {**means, "views": views, "protocol": protocol}
+    means = {"psnr": scores.mean_psnr, "ssim": scores.mean_ssim, "psnr_color_corrected": scores.mean_psnr_corrected}
+    return {**{part: round(value, 4) for part, value in means.items()}, "views": views, "protocol": protocol}
 
 
 def rendered(scene: Scene, view: View) -> Tensor:

@@ -203,9 +203,10 @@ def _tiles(scene: Scene, folder: Path) -> str:
     protocol = escape(str(metrics.get("protocol", "")))
     tiles = [("Pictures placed", f"{registered} <small>of {images}</small>", "")]
     if metrics.get("psnr") is not None:
-        tiles.append(
-            ("PSNR, held out" if scene.held_out else "PSNR", f"{number(metrics['psnr'], 2)} <small>dB</small>", "")
-        )
+        title = "PSNR, held out" if scene.held_out else "PSNR"
+        matched = metrics.get("psnr_color_corrected")
+        note = f"{number(matched, 2)} dB with each photo\u2019s colours matched" if matched is not None else ""
+        tiles.append((title, f"{number(metrics['psnr'], 2)} <small>dB</small>", note))
     if metrics.get("ssim") is not None:
         tiles.append(("SSIM, held out" if scene.held_out else "SSIM", number(metrics["ssim"], 3), ""))
     splats = metrics.get("gaussians", None if scene.gaussians is None else len(scene.gaussians))
