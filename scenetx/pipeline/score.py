@@ -54,7 +54,7 @@ def _held_out(scene: Scene, scores: ViewScores) -> dict[str, Any]:
     longest = max(max(view.height, view.width) for view in scene.held_out)
     protocol = (
         f"{len(views)} pictures held out of the fitting, mean over pictures, undistorted, longest side {longest} px; "
-        "SSIM with an 11 px Gaussian window; no colour correction (psnr_color_corrected: after the affine change of "
+        "SSIM with an 11 px Gaussian window; no colour correction (colours matched: after the affine change of "
         "colour that suits each photo best); their cameras come from all pictures"
     )
     means = {"psnr": scores.mean_psnr, "ssim": scores.mean_ssim, "psnr_color_corrected": scores.mean_psnr_corrected}

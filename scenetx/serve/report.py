@@ -205,7 +205,7 @@ def _tiles(scene: Scene, folder: Path) -> str:
     if metrics.get("psnr") is not None:
         title = "PSNR, held out" if scene.held_out else "PSNR"
         matched = metrics.get("psnr_color_corrected")
-        note = f"{number(matched, 2)} dB with each photo\u2019s colours matched" if matched is not None else ""
+        note = f"{number(matched, 2)} dB, colours matched" if matched is not None else ""
         tiles.append((title, f"{number(metrics['psnr'], 2)} <small>dB</small>", note))
     if metrics.get("ssim") is not None:
         tiles.append(("SSIM, held out" if scene.held_out else "SSIM", number(metrics["ssim"], 3), ""))
