@@ -98,6 +98,53 @@ def scene(truth) -> Scene:
     return scene_of(truth, ring(15))
 
 
+# cutouts
+
+
+def cutout_scene(gaussians: Gaussians, cameras: Cameras) -> Scene:
+    """`scene_of` with transparent photos: white, and said to be nothing, where little of the Gaussians is seen."""
+    whole = scene_of(gaussians, cameras)
+    views = []
+    for view in whole.views:
+        inside = rasterize(gaussians, view.camera).alpha[0] > 0.5
+        photo = torch.where(inside[..., None], view.image, torch.tensor(255, dtype=torch.uint8))
+        views.append(dataclasses.replace(view, image=photo, mask=inside, cutout=True))
+    return dataclasses.replace(whole, views=tuple(views))
+
+
+def test_a_cutout_is_empty_a_pixel_away_from_the_object_and_shows_the_background_there(truth):
+    view = cutout_scene(truth, ring(3)).views[1]
+    for target in target_view(view, width=WIDTH, pyramid=0).levels + target_view(view, width=32, pyramid=0).levels:
+        assert 0 < target.empty.float().mean() < 1
+        assert not (target.empty & target.mask).any()
+        near = torch.nn.functional.max_pool2d(target.mask[None].float(), 3, stride=1, padding=1)[0] > 0
+        assert not (target.empty & near).any()
+        shown = target.over(torch.tensor([1.0, 0.0, 0.2]))
+        assert (shown[target.empty] == torch.tensor([255, 0, 51], dtype=torch.uint8)).all()
+        assert torch.equal(shown[target.mask], target.photo[target.mask])
+        assert torch.equal(target.known, target.mask | target.empty)
+    plain = target_view(dataclasses.replace(view, cutout=False), width=WIDTH, pyramid=0).levels[0]
+    assert plain.empty is None
+    assert torch.equal(plain.known, plain.mask)
+    assert torch.equal(plain.over(torch.ones(3)), plain.photo)
+
+
+@pytest.mark.parametrize("exposure", [False, True])
+def test_nothing_is_left_around_a_cutout(truth, exposure):
+    small = dataclasses.replace(truth, means=truth.means * 0.5, scales=truth.scales * 0.5)
+    scene = cutout_scene(small, ring(15))
+    haze = torch.rand(400, 3, generator=torch.Generator().manual_seed(2)) * 2.4 - 1.2
+    points = Points(torch.cat([scene.points.positions, haze]), torch.full((480, 3), 200, dtype=torch.uint8))
+    around = {}
+    for cutout in (True, False):
+        views = tuple(dataclasses.replace(view, cutout=cutout) for view in scene.views)
+        hazy = dataclasses.replace(scene, views=views, points=points)
+        update = last(hazy, quick(max_splats=480, exposure=exposure))
+        seen = [rasterize(update.gaussians, view.camera).alpha[0][~view.mask].mean() for view in hazy.held_out]
+        around[cutout] = float(torch.stack(seen).mean())
+    assert around[True] < 0.1 < around[False]
+
+
 # the fused loss
 
 

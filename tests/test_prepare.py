@@ -102,6 +102,7 @@ def test_masks_beside_or_inside_are_found(tmp_path: Path, place: str):
     assert used is not None
     assert used[:, :32].all()
     assert not used[:, 32:].any()
+    assert not result.scene.views[0].cutout
     assert names(result) == ["a.jpg"]
     assert opened(tmp_path / "p", tmp_path, replace(SMALL, masks=False)).scene.views[0].mask is None
 
@@ -115,6 +116,11 @@ def test_transparency_is_a_mask_and_keeps_png(tmp_path: Path):
     assert view.name == "a.png"
     assert view.mask is not None
     assert torch.equal(view.mask[:, 0], torch.arange(64) >= 32)
+    assert view.cutout
+    # A mask file leaves out what may well be there.
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "masks/a.png")
+    assert not opened(tmp_path / "p", tmp_path).scene.views[0].cutout
 
 
 def test_wrong_mask_skips_its_picture_by_name(tmp_path: Path):

@@ -50,6 +50,7 @@ def full_scene() -> Scene:
             Original("b.png", 64, 48),
             camera(2, 64, 48),
             mask=torch.rand(64, 48) > 0.5,
+            cutout=True,
             held_out=True,
         ),
         View("c.HEIC", picture(48, 64, 2), original, camera(3, 48, 64), depth=depth, confidence=torch.rand(48, 64) * 9),
@@ -104,7 +105,7 @@ def test_round_trip(tmp_path):
         assert replace(new.original, K=None) == replace(old.original, K=None)
         same_tensors(old.original, new.original, "K")
         same_tensors(old, new, "mask")
-        assert new.held_out == old.held_out
+        assert (new.held_out, new.cutout) == (old.held_out, old.cutout)
         if old.depth is not None:
             half_unit = float(old.depth.max()) / 131070 * 1.01
             same_tensors(old, new, "depth", atol=half_unit, rtol=0)

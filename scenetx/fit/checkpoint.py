@@ -38,7 +38,7 @@ def fingerprint(scene: Scene, settings: FitSettings) -> str:
     digest.update(scene.posed_by.encode())
     for view in scene.training:
         assert view.camera is not None
-        digest.update(view.name.encode())
+        digest.update(f"{view.name} {view.cutout}".encode())
         for tensor in (view.image, view.mask, view.camera.world_from_cam, view.camera.K):
             _add(digest, tensor)
     for held in scene.held_out:

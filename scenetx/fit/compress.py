@@ -244,7 +244,7 @@ class _Work:
         rgb = rasterize(student, target.camera, backend=self.settings.backend).rgb[0]
         if self.exposure is not None and not invented:
             rgb = self.exposure.apply(rgb, index)
-        loss = photometric_loss(rgb, target.photo, target.mask)
+        loss = photometric_loss(rgb, target.over(torch.zeros(3)), target.known)
         if not bool(loss.detach().isfinite()):
             return
         loss.backward()

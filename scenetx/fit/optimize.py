@@ -168,24 +168,32 @@ class _Fit:
         s = self.settings
         target = self.views[index].at(self._level())
         gaussians = activated(self.table, antialiased=s.antialiased)
-        rgb = self._render(gaussians, target, index)
-        if self.exposure is not None:
-            rgb = self.exposure.apply(rgb, index)
-        loss = photometric_loss(rgb, target.photo, target.mask, ssim_weight=s.ssim_weight)
+        background = self._background(target)
+        rgb = self._render(gaussians, target, index, background)
+        loss = photometric_loss(rgb, target.over(background), target.known, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
             loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * size
         return loss
 
-    def _render(self, gaussians: Gaussians, target: Target, index: int) -> Tensor:
+    def _background(self, target: Target) -> Tensor:
+        """Behind a cutout the colour changes at each step, so that no splat can pass for it."""
+        if self.settings.random_background or target.empty is not None:
+            shade = torch.randint(256, (3,), generator=self._generator("background", self.step)) / 255
+            return shade.to(self.background)
+        return self.background
+
+    def _render(self, gaussians: Gaussians, target: Target, index: int, background: Tensor) -> Tensor:
+        """What the photo should show: the splats over ``background``, in the photo's exposure."""
         camera = target.camera
         if self.poses is not None and self._progress() >= self.settings.poses_start:
             camera = replace(camera, world_from_cam=self.poses.apply(index))
-        background = self.background
-        if self.settings.random_background:
-            background = torch.rand(3, generator=self._generator("background", self.step)).to(background)
-        render = rasterize(gaussians, camera, background=background, backend=self.settings.backend, stats=self.stats)
-        return render.rgb[0]
+        cutout = target.empty is not None
+        behind = torch.zeros_like(background) if cutout else background
+        render = rasterize(gaussians, camera, background=behind, backend=self.settings.backend, stats=self.stats)
+        rgb = render.rgb[0] if self.exposure is None else self.exposure.apply(render.rgb[0], index)
+        # The colour behind a cutout was not photographed: it has no exposure.
+        return rgb + (1 - render.alpha[0])[..., None] * background if cutout else rgb
 
     def _progress(self) -> float:
         return self.step / self.settings.steps

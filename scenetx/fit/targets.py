@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 
 from scenetx.core import Cameras, InputError, View
 from scenetx.measure.image import WINDOW
@@ -17,11 +17,27 @@ LEAST_SIDE = 48  # the pyramid stops before pictures get smaller than this
 
 @dataclass(frozen=True)
 class Target:
-    """One picture at one size."""
+    """One picture at one size.
+
+    mask: True where the photo's colour counts. empty: True where nothing is to be seen, a pixel away from all that is;
+    None where the photo does not tell.
+    """
 
     photo: UInt8[Tensor, "h w 3"]
     camera: Cameras
     mask: Bool[Tensor, "h w"] | None
+    empty: Bool[Tensor, "h w"] | None = None
+
+    def over(self, background: Float[Tensor, "3"]) -> UInt8[Tensor, "h w 3"]:
+        """What a render over ``background`` (in [0, 1]) should show."""
+        if self.empty is None:
+            return self.photo
+        return torch.where(self.empty[..., None], (background * 255).round().byte(), self.photo)
+
+    @property
+    def known(self) -> Bool[Tensor, "h w"] | None:
+        """True where `over` tells what is to be seen; None = everywhere."""
+        return self.mask if self.mask is None or self.empty is None else self.mask | self.empty
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,11 @@ def target_view(view: View, *, width: int, pyramid: int, device: str = "cpu") ->
         height, wide = (max(WINDOW, round(side * factor / 2**level)) for side in (view.height, view.width))
         if level and min(height, wide) < LEAST_SIDE:
             break
-        mask = None if view.mask is None else _reduced_mask(view.mask, height, wide).to(device)
-        photo = reduced(view.image, height, wide).to(device)
-        levels.append(Target(photo, view.camera.to(torch.float32).resized(height, wide).to(device), mask))
+        mask, empty = _reduced_mask(view, height, wide)
+        photo = reduced(view.image, height, wide)
+        parts = [None if part is None else part.to(device) for part in (mask, empty)]
+        camera = view.camera.to(torch.float32).resized(height, wide).to(device)
+        levels.append(Target(photo.to(device), camera, *parts))
     return TargetView(view.name, tuple(levels))
 
 
@@ -64,5 +82,10 @@ def reduced(image: UInt8[Tensor, "h w 3"], height: int, width: int) -> UInt8[Ten
     return small[0].permute(1, 2, 0).add(0.5).clamp(0, 255).byte().contiguous()
 
 
-def _reduced_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "h2 w2"]:
-    return interpolate(mask[None, None].float(), size=(height, width), mode="area")[0, 0] > 0.999
+def _reduced_mask(view: View, height: int, width: int) -> tuple[Bool[Tensor, "h w"] | None, Bool[Tensor, "h w"] | None]:
+    """The mask of a reduced picture, and where it is empty. Between them lies the rim, whose colours are mixed."""
+    if view.mask is None:
+        return None, None
+    share = interpolate(view.mask[None, None].float(), size=(height, width), mode="area")
+    empty = max_pool2d(share, 3, stride=1, padding=1)[0, 0] < 0.001 if view.cutout else None
+    return share[0, 0] > 0.999, empty

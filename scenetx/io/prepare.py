@@ -209,6 +209,8 @@ def _prepare(item: Found, settings: PrepareSettings, posed: PosedPicture | None)
         image=torch.from_numpy(_resized(picture.pixels, *fitted)),
         original=original,
         mask=None if used is None else torch.from_numpy(_nearest(used, *fitted)),
+        # With a mask file beside it, what is left out may be either.
+        cutout=settings.masks and picture.alpha is not None and item.mask_path is None,
         depth=_depth(posed, *fitted) if posed is not None else None,
     )
     return _Prepared(view, digest.digest(), picture.note, settings.masks and picture.alpha is not None)

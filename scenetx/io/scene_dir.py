@@ -140,6 +140,7 @@ def _save_view(view: View, folder: Path, known: Digests) -> dict[str, Any]:
         "height": view.height,
         "registered": camera is not None,
         "held_out": view.held_out,
+        "cutout": view.cutout,
         "camera": camera and {"world_from_cam": camera.world_from_cam[0].double(), "K": camera.K[0].double()},
         "original": view.original,
         "files": files,
@@ -198,6 +199,7 @@ def _load_view(entry: JsonValue, folder: Path) -> View:
         depth=scaled.get("depth"),
         confidence=scaled.get("confidence"),
         held_out=entry["held_out"].flag(),
+        cutout="cutout" in entry and entry["cutout"].flag(),
     )
 
 
