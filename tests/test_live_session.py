@@ -212,7 +212,7 @@ def test_adjustment_mends_cameras_and_focal_length(made):
     assert (off[:2] == 0).all() or off[:2].max() < 1e-12
     assert off.max() < 0.01
     assert answer.zoom == 1.0
-    other = adjust(replace(made, K=wrong), np.ones(len(bent), bool), focal=True)
+    other = adjust(replace(made, K=wrong), np.ones(len(bent), bool), lens=True)
     found = adjusted_map(replace(made, K=wrong), other).K[0, 0, 0]
     assert abs(found / made.K[0, 0, 0] - 1) < 0.02
     assert other.zoom_sigma < 0.01

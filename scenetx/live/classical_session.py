@@ -16,7 +16,7 @@ When a picture shows both, the two become one in the older one's frame (`meet`),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -27,14 +27,16 @@ from PIL import Image
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Original, Points, Scene, Sim3, View
-from scenetx.live.classical import ClassicalLocator, ClassicalSettings
-from scenetx.live.classical_map import ClassicalMap, encode_grey
+from scenetx.live.classical import ClassicalSettings
+from scenetx.live.classical_map import encode_grey
 from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of
-from scenetx.live.grow import GrowingMap, GrowSettings, shift_and_turn
+from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings, shift_and_turn
+from scenetx.live.grown import Grown, grown_of
 from scenetx.live.mapper import Mapper
 from scenetx.live.meet import MeetSettings, closed, joined
 from scenetx.live.opening import Opening, OpeningSettings
-from scenetx.live.points import Station
+from scenetx.live.points import Seen, Station
+from scenetx.live.radial import bent, with_lens
 from scenetx.live.update import Located
 
 
@@ -59,6 +61,10 @@ class ClassicalSessionSettings:
     """one of fewer pictures is then given up for it,"""
     doubts: int = 4
     """and given up at once where its pictures so often in a row contradict each other."""
+    lensless: int = 8
+    """so often where the lens is still unknown."""
+    lens_waiting: int = 4
+    """Pictures that waited for the first map in which its lens is looked for, about."""
     maps: int = 4
     """At most; where nothing is seen of them, no more are begun."""
     doubted: float = 0.1
@@ -84,22 +90,12 @@ class _Wish:
 
 
 @dataclass(frozen=True)
-class _Grown:
-    """A map that is ready to be tracked in."""
-
-    locator: ClassicalLocator
-    known_lens: bool
-    depth: float
-    made: ClassicalMap
-
-
-@dataclass(frozen=True)
 class _News:
     """What the mapper has made: the map ``number`` as it is now; and what became part of it, and how that lay."""
 
     number: int
     growing: GrowingMap
-    grown: _Grown
+    grown: Grown
     note: str = ""
     joined: tuple[int, Sim3] | None = None
 
@@ -121,10 +117,12 @@ class ClassicalSession:
         self._finder = FeatureFinder(self.settings.features)  # the mapper's
         self._opening = self._fresh_opening()
         self._maps: dict[int, GrowingMap] = {}  # the mapper's while it is busy
-        self._ready: dict[int, _Grown] = {}
+        self._ready: dict[int, Grown] = {}
         self._active = self._begun = -1  # numbers of the map in use, and of the last one begun
         self._joins: dict[int, tuple[int, Sim3]] = {}
         self._moved: Sim3 | None = None  # what the last swap did to the frame that poses are in
+        self._lens: FoundLens | None = None  # once it holds: all maps are of one camera
+        self._lens_known = False
         self._pictures: dict[str, tuple[UInt8[Tensor, "h w 3"], float]] = {}
         self._frame: UInt8[Tensor, "h w 3"] | None = None
         self._seen = self._failed = self._best = 0
@@ -136,7 +134,7 @@ class ClassicalSession:
         return Opening(self.settings.opening, self.settings.grow.points)
 
     @property
-    def _now(self) -> _Grown | None:
+    def _now(self) -> Grown | None:
         return self._ready.get(self._active)
 
     @property
@@ -164,9 +162,14 @@ class ClassicalSession:
         """Intrinsics (float64) for the last frame's pixels, as the map has them; None before there is one."""
         if self._now is None or self._frame is None:
             return None
-        made, (height, width) = self._now.made, self._frame.shape[:2]
-        scale = np.array([[width / made.sizes[0, 1]], [height / made.sizes[0, 0]], [1.0]])
-        return torch.from_numpy(scale * made.K[0])
+        return torch.from_numpy(self._now.K(int(self._frame.shape[0]), int(self._frame.shape[1])))
+
+    @property
+    def lens_line(self) -> str:
+        """See `TellsLens`."""
+        if self._now is None or self._frame is None:
+            return ""
+        return self._now.lens_line(int(self._frame.shape[0]), int(self._frame.shape[1]))
 
     @property
     def K_settled(self) -> bool:
@@ -191,24 +194,41 @@ class ClassicalSession:
             guess = None if self._now is None else torch.from_numpy(self._now.made.world_from_cam[-1].copy())
         if self._now is None:
             return None
-        # Once the focal length is known, the tracker keeps it, and follows a zoom.
-        lens = K if self._given_lens or self.K_settled else self.K
-        assert lens is not None
-        found = self._now.locator.locate(image, lens, guess)
+        found = self._placed(self._active, image, K, guess)
         if found is None and not again:
-            found = self._elsewhere(image, lens)
+            found = self._elsewhere(image, K)
         self._failed = 0 if found is not None else self._failed + (not again)
         if found is None or self._contradicted():
             return None
         if not self._mapper.busy:
             new = self._is_new(found)
             if new or self._doubts:
-                self._join(image, lens, found, check=not new)
+                self._join(image, self._lens_of(self._active, image, K), found, check=not new)
         note, self._note = self._note, ""
+        if found.rough:
+            note = "; ".join(part for part in (note, f"the lens is being estimated: {self.lens_line}") if part)
         if self._doubts:
             found = replace(found, confidence=min(found.confidence, self.settings.doubted))
             note = note or "the map's pictures contradict this pose"
         return replace(found, note="; ".join(part for part in (note, found.note) if part), map=self._active)
+
+    def _placed(
+        self, number: int, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], guess: Float[Tensor, "4 4"] | None
+    ) -> Located | None:
+        """A frame in one of the maps, straightened as that map has it."""
+        grown = self._ready[number]
+        straight = grown.straight(image)
+        found = grown.locator.locate(straight, self._lens_of(number, image, K), guess)
+        if found is None or self._given_lens:
+            return found
+        return replace(found, image=straight, rough=not grown.holds)
+
+    def _lens_of(self, number: int, image: Tensor, K: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
+        """Once the focal length is known, the tracker keeps it, and follows a zoom."""
+        grown = self._ready[number]
+        if self._given_lens or grown.known_lens:
+            return K
+        return torch.from_numpy(grown.K(int(image.shape[0]), int(image.shape[1])))
 
     def finish(self, timeout: float | int | None = None) -> bool:
         """Wait for the map that is being made, and adjust all its cameras together. False: it took longer."""
@@ -217,7 +237,7 @@ class ClassicalSession:
         if done and not self._mapper.busy:
             for number, growing in self._maps.items():
                 growing.settle()
-                self._ready[number] = _grown(growing, self.settings)
+                self._ready[number] = grown_of(growing, self.settings.locator, self.settings.zooms)
         return done
 
     def scene(self) -> Scene:
@@ -227,18 +247,20 @@ class ClassicalSession:
         """
         if not self._ready:
             raise InputError("map", "none yet", "move the camera sideways past something with texture")
-        made = max((grown.made for grown in self._ready.values()), key=lambda each: len(each.names))
+        grown = max(self._ready.values(), key=lambda each: len(each.made.names))
+        made, k1 = grown.made, grown.lens.k1
         views = []
         for name, pose, K in zip(made.names, made.world_from_cam, made.K, strict=True):
             picture = self._pictures[name][0]
             height, width = int(picture.shape[0]), int(picture.shape[1])
             camera = Cameras(torch.from_numpy(pose)[None], torch.from_numpy(K)[None], height, width)
-            views.append(View(name, picture, Original(name, height, width, torch.from_numpy(K)), camera))
-        return Scene(tuple(views), source="tracked without a map", points=self._points(made), posed_by="model")
+            original = Original(name, height, width, torch.from_numpy(K), (grown.lens.k1, 0.0, 0.0, 0.0) if k1 else ())
+            views.append(View(name, grown.straight(picture), original, camera))
+        return Scene(tuple(views), source="tracked without a map", points=self._points(grown), posed_by="model")
 
     def map_points(self) -> Points | None:
         """See `GrowsMap`: the map in use."""
-        return None if self._now is None else self._points(self._now.made)
+        return None if self._now is None else self._points(self._now)
 
     def close(self) -> None:
         """End the mapper's thread."""
@@ -256,7 +278,7 @@ class ClassicalSession:
         """Gives a picture for a map to begin with to the mapper, if it has the time."""
         if self._mapper.busy or len(self._ready) >= self.settings.maps:
             return
-        opening = self._opening
+        opening, lens, known = self._opening, self._lens, self._given_lens or self._lens_known
         self._tidy()
         name, (picture, shrink) = f"{self._seen:06d}.png", _reduced(image, self.settings.largest)
         self._pictures[name] = (picture.clone(), shrink)
@@ -266,13 +288,25 @@ class ClassicalSession:
             station = self._station(wish)
             if len(station.features) < self.settings.opening.matches:
                 return None
-            opened = opening.add(station, known_lens=self._given_lens)
+            if lens is not None:
+                station = with_lens(station, lens.focal, lens.k1)
+            opened = opening.add(station, known_lens=self._given_lens or lens is not None)
             if opened is None:
                 return None
-            growing = GrowingMap(*opened, known_lens=self._given_lens, settings=self.settings.grow)
-            return _News(self._begun + 1, growing, _grown(growing, self.settings))
+            growing = GrowingMap(*opened, known_lens=known, settings=self.settings.grow, lens=lens)
+            if lens is None and not known:
+                self._look_for_lens(growing, opening.rest)
+            return _News(self._begun + 1, growing, grown_of(growing, self.settings.locator, self.settings.zooms))
 
         self._ask(build)
+
+    def _look_for_lens(self, growing: GrowingMap, rest: Sequence[Station]) -> None:
+        """In some of the pictures that waited for a map, too. The mapper's."""
+        growing.find_lens()
+        for station in rest[:: max(1, len(rest) // self.settings.lens_waiting)]:
+            placed = growing.placed(station)
+            if placed is not None:
+                growing.add(placed)
 
     def _ask(self, build: Callable[[], _News | None]) -> None:
         """Files wait for what is made, and have it at once."""
@@ -283,7 +317,9 @@ class ClassicalSession:
     def _station(self, wish: _Wish) -> Station:
         size = (int(wish.grey.shape[0]), int(wish.grey.shape[1]))
         picture = encode_grey(wish.grey, self.settings.patch_side)
-        return Station(wish.name, wish.world_from_cam, wish.K, size, self._finder(wish.grey), picture)
+        features = self._finder(wish.grey)
+        seen = None if self._given_lens else Seen(features.xy, picture)
+        return Station(wish.name, wish.world_from_cam, wish.K, size, features, picture, seen)
 
     def _elsewhere(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"]) -> Located | None:
         """A picture that the map in use does not place: in one of the others (each frame asks one), which then is in
@@ -291,7 +327,7 @@ class ClassicalSession:
         others = [number for number in self._ready if number != self._active]
         if others:
             number = others[self._seen % len(others)]
-            found = self._ready[number].locator.locate(image, K, None)
+            found = self._placed(number, image, K, None)
             if found is not None and found.confidence >= self.settings.sure:
                 self._use(number)
                 return found
@@ -308,8 +344,10 @@ class ClassicalSession:
         self._failed = self._best = self._doubts = 0
 
     def _contradicted(self) -> bool:
-        """Gives up a young map whose pictures contradict each other."""
-        if self._doubts < self.settings.doubts or self.keyframes >= self.settings.young or self._mapper.busy:
+        """Gives up a young map whose pictures contradict each other, and one whose lens they do not settle."""
+        assert self._now is not None
+        young = self.keyframes < self.settings.young or (not self._now.holds and self._doubts >= self.settings.lensless)
+        if self._doubts < self.settings.doubts or not young or self._mapper.busy:
             return False
         del self._maps[self._active], self._ready[self._active]
         self._use(min(self._ready, default=-1))
@@ -357,11 +395,17 @@ class ClassicalSession:
                 if whole is not None:
                     gone = max(number, other)
                     note = f"the maps begun first and later are one now, of {len(whole[0].stations)} pictures"
-                    return _News(older, whole[0], _grown(whole[0], self.settings), note, (gone, whole[1]))
+                    return _News(
+                        older,
+                        whole[0],
+                        grown_of(whole[0], self.settings.locator, self.settings.zooms),
+                        note,
+                        (gone, whole[1]),
+                    )
         whole_loop = closed(growing, self.settings.meet)
         note = "" if whole_loop is None else "a place seen before: the loop is closed"
         growing = growing if whole_loop is None else whole_loop
-        return _News(number, growing, _grown(growing, self.settings), note)
+        return _News(number, growing, grown_of(growing, self.settings.locator, self.settings.zooms), note)
 
     def _take(self) -> None:
         """Swap in what the mapper has finished."""
@@ -377,6 +421,7 @@ class ClassicalSession:
         self._maps[news.number], self._ready[news.number] = news.growing, news.grown
         self._begun, self._best = max(self._begun, news.number), 0
         self._note = news.note or self._note
+        self._take_lens(news.grown)
         if fresh:
             self._use(news.number)
             self.added = True
@@ -391,30 +436,34 @@ class ClassicalSession:
         if not fresh:
             self._tidy()
 
+    def _take_lens(self, grown: Grown) -> None:
+        """What a map has found of the lens, for those that are begun from now on."""
+        if self._given_lens or self._lens_known or not grown.holds:
+            return
+        if self._lens is None:  # those that wait were bent otherwise
+            self._opening = self._fresh_opening()
+        self._lens, self._lens_known = grown.lens, grown.known_lens
+
     def _tidy(self) -> None:
         """Only pictures of a map, or of the opening that waits for one, are kept."""
         used = {name for growing in self._maps.values() for name in growing.map.names} | set(self._opening.names)
         self._pictures = {name: each for name, each in self._pictures.items() if name in used}
 
-    def _points(self, made: ClassicalMap) -> Points:
+    def _points(self, grown: Grown) -> Points:
         """The map's points in the colours of the first pictures that see them."""
+        made, k1 = grown.made, grown.lens.k1
         colors = np.zeros((len(made), 3), np.uint8)
         for view in reversed(range(len(made.names))):
             picture = self._pictures[made.names[view]][0].numpy()
             rows = np.flatnonzero(made.obs_view == view)
-            x, y = np.floor(made.obs_xy[rows]).astype(int).T
+            xy = bent(made.obs_xy[rows].astype(np.float64), made.K[view], k1) if k1 else made.obs_xy[rows]
+            x, y = np.floor(xy).astype(int).T
             inside = picture[y.clip(0, picture.shape[0] - 1), x.clip(0, picture.shape[1] - 1)]
             colors[made.obs_point[rows]] = inside
         return Points(torch.from_numpy(made.positions).float(), torch.from_numpy(colors))
 
 
 _UNIT = "the median depth of what its first picture saw"
-
-
-def _grown(growing: GrowingMap, settings: ClassicalSessionSettings) -> _Grown:
-    tells = growing.known_lens and len(growing.stations) >= settings.zooms
-    how = settings.locator if tells else replace(settings.locator, zoom=float("inf"), drift=float("inf"))
-    return _Grown(ClassicalLocator(growing.map, how), growing.known_lens, growing.middle_depth, growing.map)
 
 
 def _reduced(image: UInt8[Tensor, "h w 3"], largest: int) -> tuple[UInt8[Tensor, "_ _ 3"], float]:

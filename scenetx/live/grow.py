@@ -16,6 +16,7 @@ from scenetx.live.expected import feature_rows, points_seen, seen_where_expected
 from scenetx.live.features import match, unit
 from scenetx.live.keyframes import KeyframeSettings, spread
 from scenetx.live.points import PointSettings, Station, link, map_of, matched, starts
+from scenetx.live.radial import with_lens
 from scenetx.live.solve import ransac
 from scenetx.live.two_view import off_lines
 
@@ -45,17 +46,38 @@ class GrowSettings:
     """Pixels (of a longer side of 640) from where a point of the map should be, within which it is looked for."""
     least: int = 25
     """Points a new picture has to see to stay."""
-    lens_pictures: int = 5
-    """Pictures from which on an unknown focal length is looked for."""
+    lens_last: int = 5
+    """Of an unknown lens, the last estimates whose spread counts beside the standard deviation they tell: that one
+    leaves out what all pictures have in common (a rolling shutter, blur, a lens that is not quite radial)."""
     lens_use: float = 0.02
-    """Its relative standard deviation from which on it is better than the first guess;"""
+    """Uncertainty (relative, of the focal length) from which on poses hold, until it is twice that;"""
     lens_sigma: float = 0.004
-    """from which on it is known, and"""
-    lens_done: int = 25
-    """pictures at which it is, if it is better than a guess."""
+    """from which on the lens is known, and"""
+    lens_done: int = 60
+    """pictures at which it is, if poses hold."""
+    lens_often: int = 25
+    """Pictures up to which it is looked for anew with each picture, and"""
+    lens_seldom: int = 5
+    """with each so-many-th from then on."""
+    lens_before: float = 0.02
+    """Relative standard deviation, at least, of one that an earlier map found."""
+    lens_slack: float = 2.0
+    """Until poses hold, matches may be so many times farther off."""
+    lens_adjust: AdjustSettings = field(default_factory=lambda: AdjustSettings(rounds=25, enough=1e-5, points=2000))
+    """Focal length and depth make up for each other almost: a long valley, down which a few steps do not lead."""
     adjust: AdjustSettings = field(default_factory=AdjustSettings)
     points: PointSettings = field(default_factory=lambda: PointSettings(parallax=3.0))
     """Far points with little parallax still say how the camera turns."""
+
+
+@dataclass(frozen=True)
+class FoundLens:
+    """A lens as a map's pictures have it so far, in their pixels; ``sigma`` is relative."""
+
+    focal: float
+    k1: float = 0.0
+    sigma: float = np.inf
+    k1_sigma: float = np.inf
 
 
 class GrowingMap:
@@ -69,11 +91,25 @@ class GrowingMap:
         known_lens: bool,
         settings: GrowSettings | None = None,
         links: Mapping[tuple[str, str], Int[np.ndarray, "2 _"]] | None = None,
+        lens: FoundLens | None = None,
     ) -> None:
-        """links: matches of the pictures, if they are known (`links`)."""
+        """links: matches of the pictures, if they are known (`links`). known_lens: K is right; else it is looked for,
+        from ``lens`` on, if an earlier map has found one that holds."""
         self.settings = settings or GrowSettings()
         self.map = made
         self.known_lens = known_lens
+        self.lens = lens or FoundLens(float(made.K[0, 0, 0]))
+        before = lens is not None and lens.sigma < 2 * self.settings.lens_use
+        self.holds = known_lens or before
+        """Whether the lens is known well enough for poses to be right."""
+        self._focals = [self.lens.focal] * self.settings.lens_last if before else []
+        self._lens_adjust = self.settings.lens_adjust
+        if lens is not None and before and not known_lens:
+            sigma = max(lens.sigma, self.settings.lens_before)
+            focal, k1_sigma = lens.focal / max(stations[0].size), min(lens.k1_sigma, self._lens_adjust.k1_sigma)
+            self._lens_adjust = replace(
+                self._lens_adjust, focal=focal, focal_sigma=sigma, k1=lens.k1, k1_sigma=k1_sigma
+            )
         self._stations = list(stations)
         self._links: dict[tuple[str, str], Int[np.ndarray, "2 k"]] = dict(links or {})
         for k in range(1, len(self._stations) if links is None else 0):
@@ -101,17 +137,22 @@ class GrowingMap:
             if placed is None or self._agreement(placed, near) < self.settings.agree:
                 return "doubtful"
             station = placed
-        self._match(station, near)
-        self.match_points(station, self.settings.reach * max(station.size) / 640, self.map)
+        if self.holds:
+            self._match(station, near)
+            self.match_points(station, self.settings.reach * max(station.size) / 640, self.map)
+        else:
+            self._match(station, self._stations, near)
         self._stations.append(station)
-        made = self._made()
+        made = self._made(self._slack)
         if int((made.obs_view == len(self._stations) - 1).sum()) < self.settings.least:
             self._drop(len(self._stations) - 1)
             return "little"
-        self.map = self._adjusted(made)
-        self._follow()
-        if not self.known_lens and len(self._stations) >= self.settings.lens_pictures:
-            self._find_lens()
+        count, settings = len(self._stations), self.settings
+        if self.known_lens or (self.holds and count > settings.lens_often and count % settings.lens_seldom):
+            self.map = self._adjusted(made)
+            self._follow()
+        else:
+            self.find_lens()
         if len(self._stations) > self.settings.most:
             self._thin()
         return "taken"
@@ -120,10 +161,18 @@ class GrowingMap:
         """Whether the map's pictures bear a picture's pose out, as far as they see the same."""
         return self._agreement(*self._seen_from(station)) >= self.settings.agree
 
+    def placed(self, station: Station) -> Station | None:
+        """A picture of the same place as all the others, where the map's points put it, through the map's lens."""
+        station = replace(station, world_from_cam=self._stations[-1].world_from_cam)
+        if station.seen is not None:
+            station = with_lens(station, self.lens.focal, self.lens.k1)
+        return self._placed_anew(*self._seen_from(station))
+
     def _seen_from(self, station: Station) -> tuple[Station, list[Station]]:
         """The picture with the lens as it is now, and its neighbours."""
-        if not self.known_lens:  # what it was thought to be may be old by now
-            station = replace(station, K=self._stations[-1].K)
+        if station.seen is not None or not self.known_lens:  # what it was thought to be may be old by now
+            focal = float(station.K[0, 0]) if self.known_lens else self.lens.focal
+            station = with_lens(station, focal, self.lens.k1)
         return station, [self._stations[k] for k in self._nearest(station)]
 
     def _agreement(self, station: Station, near: Sequence[Station]) -> float:
@@ -133,7 +182,7 @@ class GrowingMap:
             rows, columns = matched(other, station)
             if len(rows) >= settings.agree_matches:
                 off = off_lines(other, station, rows, columns) * 640 / max(station.size)
-                right, count = right + int((off < settings.agree_error).sum()), count + len(rows)
+                right, count = right + int((off < self._slack * settings.agree_error).sum()), count + len(rows)
         return right / count if count else 1.0
 
     def _placed_anew(self, station: Station, near: Sequence[Station]) -> Station | None:
@@ -143,7 +192,7 @@ class GrowingMap:
         points = np.unique(made.obs_point[np.isin(made.obs_view, views)])
         likeness = unit(station.features.descriptors) @ unit(made.descriptors[points]).T
         rows, columns, _ = match(likeness, ratio=0.85)
-        pixels, error = station.features.xy[rows].astype(np.float64), 1.5 * self.settings.agree_error
+        pixels, error = station.features.xy[rows].astype(np.float64), 1.5 * self._slack * self.settings.agree_error
         limit = error * max(station.size) / 640
         cam_from_world, inlier, _ = ransac(pixels, made.positions[points[columns]], station.K, limit, rounds=1000)
         if int(inlier.sum()) < self.settings.least:
@@ -153,19 +202,33 @@ class GrowingMap:
     def settle(self, loose: float | int = 1) -> None:
         """All cameras adjusted together, for a map that is to be kept; the first one and the scale stay. ``loose``:
         points may be so many times farther off at first, for pictures that stand only about right."""
+        if not self.known_lens:
+            self.find_lens(loose)
+            return
         free = np.ones(len(self._stations), bool)
         free[0] = False
         made = self._made(loose)
-        answer = adjust(made, free, focal=not self.known_lens, settings=self.settings.adjust)
+        answer = adjust(made, free, settings=self.settings.adjust)
         self.map = _same_scale(adjusted_map(made, answer), made)
         self._follow()
         if len(self._stations) > self.settings.most:
             self._thin()
         self.map = self._made()
 
-    def _match(self, station: Station, others: Sequence[Station]) -> None:
+    def _match(self, station: Station, others: Sequence[Station], near: Sequence[Station] = ()) -> None:
+        """Matches that are looked for along epipolar lines bear the lens out that the lines are of: while it is looked
+        for, looks alone count first, and the lines of those ``near`` are wide."""
+        names = {other.name for other in near}
         for other in others:
-            self._links[other.name, station.name] = link(other, station, self.settings.points)
+            if self.holds:
+                self._links[other.name, station.name] = link(other, station, self.settings.points)
+                continue
+            found = np.stack(matched(other, station)).astype(np.int64)
+            if other.name in names:
+                wide = link(other, station, self._points(self._slack))
+                found = np.concatenate([found, wide], axis=1)
+            if found.shape[1] >= self.settings.least:
+                self._links[other.name, station.name] = found
 
     def match_points(self, station: Station, reach: float, made: ClassicalMap) -> None:
         """Matches of a picture with the points of a map of (some of) these pictures, within ``reach`` pixels of where
@@ -182,11 +245,13 @@ class GrowingMap:
 
     def _made(self, loose: float | int = 1) -> ClassicalMap:
         """The map by the cameras as they stand."""
-        points = replace(self.settings.points, epipolar=loose * self.settings.points.epipolar)
         number = {station.name: k for k, station in enumerate(self._stations)}
         first = starts(self._stations)
         links = [pair + first[[number[a], number[b]], None] for (a, b), pair in self._links.items()]
-        return map_of(self._stations, np.concatenate(links, axis=1), points)
+        return map_of(self._stations, np.concatenate(links, axis=1), self._points(loose))
+
+    def _points(self, loose: float | int) -> PointSettings:
+        return replace(self.settings.points, epipolar=loose * self.settings.points.epipolar)
 
     def _adjusted(self, made: ClassicalMap) -> ClassicalMap:
         """The newest camera and those that share most points with it; the first two are what all hangs on."""
@@ -203,21 +268,50 @@ class GrowingMap:
         free[chosen[count[chosen] > 0]] = True
         return adjusted_map(made, adjust(made, free, settings=self.settings.adjust))
 
-    def _find_lens(self) -> None:
-        """All cameras and the focal length they share."""
-        settings = self.settings
-        answer = adjust(self.map, np.ones(len(self._stations), bool), focal=True, settings=settings.adjust)
-        if not 0.5 < answer.zoom < 2 or not answer.zoom_sigma < settings.lens_use:
-            return
-        self.known_lens = answer.zoom_sigma < settings.lens_sigma or len(self._stations) >= settings.lens_done
-        self.map = adjusted_map(self.map, answer)
+    @property
+    def _slack(self) -> float:
+        return 1.0 if self.holds else self.settings.lens_slack
+
+    def find_lens(self, loose: float | int = 1) -> None:
+        """All cameras and the lens they share."""
+        settings, held = self.settings, self.holds
+        for each in (max(loose, 1.5 * self._slack), max(1.0, 0.75 * self._slack)):
+            made = self._made(each)
+            every = np.ones(len(self._stations), bool)
+            answer = adjust(made, every, lens=True, k1=self.lens.k1, settings=self._lens_adjust)
+            focal = self.lens.focal * answer.zoom
+            self.lens = FoundLens(focal, answer.k1, answer.zoom_sigma, answer.k1_sigma)
+            self.map = _same_scale(adjusted_map(made, answer), made)
+            self._follow(pictures=False)
         self._follow()
+        self._focals.append(self.lens.focal)
+        last = np.log(self._focals[-settings.lens_last :])
+        spread = float(last.max() - last.min()) / 2 if len(last) == settings.lens_last else np.inf
+        self.lens = replace(self.lens, sigma=max(self.lens.sigma, spread))
+        self.holds = self.lens.sigma < settings.lens_use * (2 if self.holds else 1)
+        if held < self.holds:
+            self._match_anew()
+        self.known_lens = self.holds and (
+            self.lens.sigma < settings.lens_sigma or len(self._stations) >= settings.lens_done
+        )
         self.map = self._made()
 
-    def _follow(self) -> None:
-        """The pictures stand where the map's cameras do."""
-        places = zip(self._stations, self.map.world_from_cam, self.map.K, strict=True)
-        self._stations = [replace(station, world_from_cam=pose, K=K) for station, pose, K in places]
+    def _match_anew(self) -> None:
+        """Along epipolar lines, for the lens is known now."""
+        by_name = {station.name: station for station in self._stations}
+        for a, b in self._links:
+            self._links[a, b] = link(by_name[a], by_name[b], self.settings.points)
+
+    def _follow(self, *, pictures: bool = True) -> None:
+        """The pictures stand where the map's cameras do, and are straightened for the lens as it is now."""
+        placed = [
+            replace(station, world_from_cam=pose, K=K)
+            for station, pose, K in zip(self._stations, self.map.world_from_cam, self.map.K, strict=True)
+        ]
+        lens = self.lens
+        self._stations = (
+            placed if self.known_lens else [with_lens(each, lens.focal, lens.k1, picture=pictures) for each in placed]
+        )
 
     def _nearest(self, station: Station) -> Int[np.ndarray, "k"]:
         """The newest picture, and those that see most of what the new one should see, from another place."""

@@ -15,7 +15,7 @@ from scenetx.core import InputError
 from scenetx.core.cameras import pixel_grid
 from scenetx.io.lens import distort, pinhole_for
 from scenetx.live.classical_map import Lens
-from scenetx.live.update import KnowsFocal, Locator, TellsK
+from scenetx.live.update import KnowsFocal, Locator, TellsK, TellsLens
 from scenetx.splat.cpu_jit import kernel
 
 DEFAULT_FOCAL = 1.0  # of the longer side: between a phone's 0.75 and a webcam's 1.2
@@ -132,7 +132,10 @@ class Intrinsics:
         if K is not None:
             flat = tuple(float(value) for value in K.flatten())
             self._by_model = not locator.K_settled
-            note = "" if self._by_model else f"intrinsics: focal length {flat[0]:.0f} pixels, by the map"
+            said = f"focal length {flat[0]:.0f} pixels, by the map"
+            if isinstance(locator, TellsLens):
+                said = locator.lens_line
+            note = "" if self._by_model else f"intrinsics: {said}"
             self._keep(Lens(*size, flat), note)
 
     def _keep(self, lens: Lens, note: str) -> None:
@@ -182,22 +185,26 @@ def _for_size(lens: Lens, height: int, width: int) -> Lens | None:
 class Straighten:
     """Removes one camera's distortion: the table is made once, a frame then takes about a millisecond."""
 
-    def __init__(self, lens: Lens) -> None:
+    def __init__(self, lens: Lens, *, same: bool = False) -> None:
+        """same: size and K stay as they are, and what the lens did not show is its border, repeated; else the picture
+        is the largest without blank pixels."""
         K = torch.tensor(lens.K, dtype=torch.float64).reshape(3, 3)
         self.K: Float[Tensor, "3 3"] = K
         self._table: Float[np.ndarray, "h w 2"] | None = None
         if lens.kind == "fisheye" or any(lens.distortion):
             size = max(lens.height, lens.width)
-            self.K, height, width = pinhole_for(K, lens.distortion, lens.kind, lens.height, lens.width, size)
+            height, width = lens.height, lens.width
+            if not same:
+                self.K, height, width = pinhole_for(K, lens.distortion, lens.kind, height, width, size)
             pixels = pixel_grid(height, width, dtype=torch.float64)
             rays = (pixels - self.K[:2, 2]) / self.K.diagonal()[:2]
             places = distort(rays, lens.distortion, lens.kind) * K.diagonal()[:2] + K[:2, 2]
             self._table = places.to(torch.float32).numpy()
 
-    def __call__(self, image: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "_ _ 3"]:
+    def __call__(self, image: UInt8[Tensor, "h w c"]) -> UInt8[Tensor, "_ _ c"]:
         if self._table is None:
             return image
-        out = np.empty((*self._table.shape[:2], 3), np.uint8)
+        out = np.empty((*self._table.shape[:2], image.shape[2]), np.uint8)
         _remap(np.ascontiguousarray(image.numpy()), self._table, out)
         return torch.from_numpy(out)
 
@@ -211,7 +218,7 @@ def _sampled(image, table, out):  # type: ignore[no-untyped-def]  # noqa: ANN001
             y = min(max(table[i, j, 1] - np.float32(0.5), np.float32(0)), np.float32(height - 1.001))
             u, v = int(x), int(y)
             a, b = x - u, y - v
-            for c in range(3):
+            for c in range(image.shape[2]):
                 upper = image[v, u, c] + a * (np.float32(image[v, u + 1, c]) - image[v, u, c])
                 lower = image[v + 1, u, c] + a * (np.float32(image[v + 1, u + 1, c]) - image[v + 1, u, c])
                 out[i, j, c] = np.uint8(upper + b * (lower - upper) + np.float32(0.5))

@@ -22,6 +22,7 @@ from scenetx.live.expected import feature_rows, pixels_of, points_seen, seen_whe
 from scenetx.live.features import match, unit
 from scenetx.live.grow import GrowingMap
 from scenetx.live.points import Station
+from scenetx.live.radial import with_lens
 from scenetx.live.solve import ransac
 
 
@@ -110,14 +111,15 @@ def joined(
         return None
     a_from_b = found.inverse() if of_a else found
     moved = [_moved(each, a_from_b) for each in b.stations]
-    if not a.known_lens:
-        moved = [replace(each, K=a.stations[0].K) for each in moved]
+    if not (a.known_lens and b.known_lens):
+        moved = [with_lens(each, a.lens.focal, a.lens.k1) for each in moved]
     whole = GrowingMap(
         [*a.stations, *moved],
         a.map,
         known_lens=a.known_lens,
         settings=a.settings,
         links={**a.links, **b.links},
+        lens=a.lens,
     )
     for each in moved:
         whole.match_points(each, settings.reach * max(each.size) / 640, a.map)
@@ -150,7 +152,8 @@ def closed(growing: GrowingMap, settings: MeetSettings) -> GrowingMap | None:
     if found is None or not confirmed(old, found, about, settings):
         return None
     bent = _bent(stations, int(np.flatnonzero(far).max()), found)
-    whole = GrowingMap(bent, made, known_lens=growing.known_lens, settings=growing.settings, links=growing.links)
+    lens, known = growing.lens, growing.known_lens
+    whole = GrowingMap(bent, made, known_lens=known, settings=growing.settings, links=growing.links, lens=lens)
     names = {newest.name, *(each.name for each in about)}
     for each in bent:
         if each.name in names:

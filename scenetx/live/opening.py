@@ -18,9 +18,10 @@ from scenetx.live.points import PointSettings, Station, link, map_of, matched, s
 from scenetx.live.solve import ransac
 from scenetx.live.two_view import PairSettings, TwoView, epipolar_cost, off_lines, two_views
 
-FOCALS = (0.85, 1.1, 0.68)
-"""Of an unknown lens, times the longer side: webcams and phones first. Their residuals do not tell them apart (a far
-place seen with little parallax looks the same through all of them), so the first that makes a map is taken."""
+FOCALS = (0.68, 0.85, 1.1)
+"""Of an unknown lens, times the longer side: phones and webcams. Their residuals do not tell them apart (a far place
+seen with little parallax looks the same through all of them), so the first that makes a map is taken, and more pictures
+tell the focal length (`grow.GrowingMap.find_lens`)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Opening:
         self.settings = settings or OpeningSettings()
         self.points = points or PointSettings()
         self._waiting: list[Station] = []
+        self._tries = 0
+        self.rest: tuple[Station, ...] = ()
+        """Pictures that waited too, and are not among the three of the map just made."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ class Opening:
         """One more picture (its pose does not count): the first map's pictures and the map, once there is one.
 
         The map's unit is the median depth of its points in the first picture. ``known_lens``: K is right; else `FOCALS`
-        are tried, and the pictures come back with the one that made the map.
+        are tried, one a picture, and the pictures come back with the one that made the map.
         """
         settings, scale = self.settings, max(station.size) / 640
         while self._waiting:
@@ -81,9 +85,12 @@ class Opening:
             return None
         moved = _shift(self._waiting[0], station, rows, columns)
         if len(self._waiting) >= 2 and moved > settings.shift * scale:
+            self._tries += 1
             for number in self._thirds():
                 made = self._tried(station, rows, columns, self._waiting[number], known_lens=known_lens)
                 if made is not None:
+                    names = {each.name for each in made[0]}
+                    self.rest = tuple(each for each in self._waiting if each.name not in names)
                     self._waiting = []
                     return made
         last = self._waiting[-1]
@@ -103,20 +110,16 @@ class Opening:
     ) -> tuple[list[Station], ClassicalMap] | None:
         """The map that three pictures make; None = none, or several that differ."""
         least = self.settings.parallax if known_lens else self.settings.parallax_unknown
-        for focal in (None,) if known_lens else FOCALS:
-            group = [self._waiting[0], third, b]
-            if focal is not None:
-                group = [_with_lens(station, focal) for station in group]
-            made = []
-            for pair in two_views(group[0], group[2], rows, columns, self.settings.pair):
-                posed = self._with_third(group, rows, pair)
-                fitted = None if posed is None else self._adjusted(posed)
-                if fitted is not None:
-                    made.append((*fitted, pair.parallax >= least))
-            best = self._plainly_best([group for group, _, _ in made])
-            if best is not None and made[best][2]:
-                return made[best][:2]
-        return None
+        group, made = [self._waiting[0], third, b], []
+        if not known_lens:
+            group = [_with_lens(station, FOCALS[self._tries % len(FOCALS)]) for station in group]
+        for pair in two_views(group[0], group[2], rows, columns, self.settings.pair):
+            posed = self._with_third(group, rows, pair)
+            fitted = None if posed is None else self._adjusted(posed)
+            if fitted is not None:
+                made.append((*fitted, pair.parallax >= least))
+        best = self._plainly_best([group for group, _, _ in made])
+        return made[best][:2] if best is not None and made[best][2] else None
 
     def _plainly_best(self, groups: list[list[Station]]) -> int | None:
         """Which of several poses of the same three pictures is right; None = none is, or they do not tell.

@@ -14,6 +14,14 @@ from scenetx.live.tracks import tracks
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A picture before it was straightened: where its features were, and its grey JPEG."""
+
+    xy: Float[np.ndarray, "n 2"]
+    picture: bytes
+
+
+@dataclass(frozen=True)
 class Station:
     """A picture of a map: from where it was taken, and what was found in it."""
 
@@ -25,6 +33,8 @@ class Station:
     features: Features
     picture: bytes
     """Grey JPEG, reduced."""
+    seen: Seen | None = None
+    """As the lens showed it, while the lens is looked for."""
 
 
 @dataclass(frozen=True)

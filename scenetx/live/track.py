@@ -124,6 +124,8 @@ class Tracker:
         zoom, K = self._zoom(image, located, K)
         if (zoom or FROZEN in frame.note.split("; ")) and self.status in ("tracking", "relocalised"):
             self.status = "unsure"
+        if located is not None and located.image is not None:
+            image = located.image
         notes = (frame.note, *self.intrinsics.news(), zoom, note, located.note if located else "")
         return Update(
             index=frame.index,
@@ -217,8 +219,9 @@ class Tracker:
             sure = located.confidence >= 0.5 * settings.start
             self._motion.moved(located.world_from_cam, seconds)
             self._missing, self._missing_since = 0, None
-            self.status = "relocalised" if again else "tracking" if sure else "unsure"
-            return located.world_from_cam, located.confidence
+            status: Status = "relocalised" if again else "tracking" if sure else "unsure"
+            self.status = "unsure" if located.rough else status
+            return located.world_from_cam, min(located.confidence, settings.weak if located.rough else 1.0)
         if self.status == "init":
             return None, 0.0
         self._missing += 1

@@ -41,6 +41,8 @@ class Located:
     K: Float[Tensor, "3 3"] | None = None  # intrinsics that explain the picture better than those given, if any do;
     zooms: bool = False  # much better: the lens has zoomed, and the pose holds under `K`
     map: int = 0  # number of the map whose frame the pose is in, for a locator that has several (`ManyMaps`)
+    rough: bool = False  # the map's lens is still being looked for: the pose is about right
+    image: UInt8[Tensor, "h w 3"] | None = None  # the picture as it was placed, if the locator straightened it
 
 
 @runtime_checkable
@@ -82,6 +84,16 @@ class TellsK(Protocol):
     @property
     def K_settled(self) -> bool:
         """Whether `K` will not change any more: the tracker then keeps it."""
+        ...
+
+
+@runtime_checkable
+class TellsLens(Protocol):
+    """A `Locator` that finds the whole lens while it tracks, and straightens pictures itself."""
+
+    @property
+    def lens_line(self) -> str:
+        """What is known of the lens, for people; empty before anything is."""
         ...
 
 

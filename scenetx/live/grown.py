@@ -1,0 +1,52 @@
+"""A map of one's own, ready to be tracked in, with the lens that it has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from scenetx.live.classical import ClassicalLocator, ClassicalSettings
+from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.grow import FoundLens, GrowingMap
+from scenetx.live.radial import straighten
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A map that is ready to be tracked in."""
+
+    locator: ClassicalLocator
+    known_lens: bool
+    holds: bool
+    """Whether the lens is known well enough for poses to be right."""
+    lens: FoundLens
+    depth: float
+    made: ClassicalMap
+
+    def K(self, height: int, width: int) -> Float[np.ndarray, "3 3"]:
+        """Intrinsics, as the map has them, of frames of this size."""
+        scale = np.array([[width / self.made.sizes[0, 1]], [height / self.made.sizes[0, 0]], [1.0]])
+        return scale * self.made.K[0]
+
+    def straight(self, image: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "h w 3"]:
+        """The frame without the distortion that the map has found."""
+        height, width = int(image.shape[0]), int(image.shape[1])
+        k1 = self.lens.k1
+        return straighten(self.K(height, width), k1, height, width)(image) if k1 else image
+
+    def lens_line(self, height: int, width: int) -> str:
+        """What is known of the lens, for people, in the pixels of frames of this size."""
+        focal, lens = float(self.K(height, width)[0, 0]), self.lens
+        k1 = f"k1 {lens.k1:+.3f} +- {lens.k1_sigma:.3f}"
+        return f"focal length {focal:.0f} +- {lens.sigma * focal:.0f} pixels, {k1}, by the map"
+
+
+def grown_of(growing: GrowingMap, settings: ClassicalSettings, zooms: int) -> Grown:
+    """The map as it is now; from ``zooms`` pictures on, and with a lens that is known, it tells when the lens zooms."""
+    tells = growing.known_lens and len(growing.stations) >= zooms
+    how = settings if tells else replace(settings, zoom=float("inf"), drift=float("inf"))
+    locator = ClassicalLocator(growing.map, how)
+    return Grown(locator, growing.known_lens, growing.holds, growing.lens, growing.middle_depth, growing.map)
