@@ -19,7 +19,7 @@ from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, wri
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
-from scenetx.fit.photometric import photometric_loss
+from scenetx.fit.photometric import emptiness_loss, photometric_loss
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
 from scenetx.fit.targets import Target, TargetView, target_view
@@ -170,7 +170,10 @@ class _Fit:
         gaussians = activated(self.table, antialiased=s.antialiased)
         background = self._background(target)
         rgb = self._render(gaussians, target, index, background)
-        loss = photometric_loss(rgb, target.over(background), target.known, ssim_weight=s.ssim_weight)
+        loss = photometric_loss(rgb, target.photo, target.mask, ssim_weight=s.ssim_weight)
+        if target.empty is not None:
+            # Each has its own mean: a small object counts no less for what is around it.
+            loss = loss + emptiness_loss(rgb, background, target.empty)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
             loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * size
@@ -179,8 +182,7 @@ class _Fit:
     def _background(self, target: Target) -> Tensor:
         """Behind a cutout the colour changes at each step, so that no splat can pass for it."""
         if self.settings.random_background or target.empty is not None:
-            shade = torch.randint(256, (3,), generator=self._generator("background", self.step)) / 255
-            return shade.to(self.background)
+            return torch.rand(3, generator=self._generator("background", self.step)).to(self.background)
         return self.background
 
     def _render(self, gaussians: Gaussians, target: Target, index: int, background: Tensor) -> Tensor:

@@ -68,6 +68,14 @@ def photometric_loss_torch(
     return (1 - ssim_weight) * absolute + ssim_weight * (1 - similarity)
 
 
+def emptiness_loss(
+    render: Float[Tensor, "h w 3"], background: Float[Tensor, "3"], empty: Bool[Tensor, "h w"]
+) -> Float[Tensor, ""]:
+    """Mean difference from the background where nothing is to be seen; 0 where that is nowhere."""
+    off = torch.where(empty[..., None], render - background, torch.zeros_like(render))
+    return off.abs().sum() / (3 * empty.sum()).clamp_min(1)
+
+
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, render: Tensor, target: Tensor, mask: Tensor | None, ssim_weight: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
@@ -27,17 +27,6 @@ class Target:
     camera: Cameras
     mask: Bool[Tensor, "h w"] | None
     empty: Bool[Tensor, "h w"] | None = None
-
-    def over(self, background: Float[Tensor, "3"]) -> UInt8[Tensor, "h w 3"]:
-        """What a render over ``background`` (in [0, 1]) should show."""
-        if self.empty is None:
-            return self.photo
-        return torch.where(self.empty[..., None], (background * 255).round().byte(), self.photo)
-
-    @property
-    def known(self) -> Bool[Tensor, "h w"] | None:
-        """True where `over` tells what is to be seen; None = everywhere."""
-        return self.mask if self.mask is None or self.empty is None else self.mask | self.empty
 
 
 @dataclass(frozen=True)
