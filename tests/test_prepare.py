@@ -90,6 +90,22 @@ def test_bad_pictures_are_skipped_and_named(tmp_path: Path):
     assert names(kept) == ["a.jpg", "f.jpg"]
 
 
+def test_the_rim_of_a_cutout_keeps_its_colour_when_the_picture_is_reduced(tmp_path: Path):
+    y, x = np.mgrid[:160, :240]
+    inside = (x - 120) ** 2 + (y - 80) ** 2 < 60**2
+    rgba = np.where(inside[..., None], np.array([180, 40, 90, 255]), np.array([255, 255, 255, 0])).astype(np.uint8)
+    (tmp_path / "p").mkdir()
+    Image.fromarray(rgba).save(tmp_path / "p/a.png")
+    scene = opened(tmp_path / "p", tmp_path).scene
+    K = torch.tensor([[200.0, 0, 120], [0, 200, 80], [0, 0, 1]])
+    model = CameraModel(torch.eye(4), K, (-0.1, 0.02, 0.0, 0.0), "opencv", 160, 240)
+    for view in (scene.views[0], with_cameras(scene, {"a.png": model}, SMALL).views[0]):
+        assert max(view.image.shape) < 240
+        assert 0.1 < view.mask.float().mean() < 0.5
+        off = (view.image[view.mask].float() - torch.tensor([180.0, 40, 90])).abs()
+        assert off.max() <= 2
+
+
 @pytest.mark.parametrize("place", ["masks/a.png", "p/masks/a.jpg.png"])
 def test_masks_beside_or_inside_are_found(tmp_path: Path, place: str):
     photo(tmp_path / "p/a.jpg")

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
+from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Original, Scene, Skipped, Stage, View
@@ -206,7 +207,7 @@ def _prepare(item: Found, settings: PrepareSettings, posed: PosedPicture | None)
     used = _mask(item, picture) if settings.masks else None
     view = View(
         name=item.name,
-        image=torch.from_numpy(_resized(picture.pixels, *fitted)),
+        image=torch.from_numpy(_resized(_opaque_colours(picture, settings.width), *fitted)),
         original=original,
         mask=None if used is None else torch.from_numpy(_nearest(used, *fitted)),
         # With a mask file beside it, what is left out may be either.
@@ -279,7 +280,7 @@ def _straightened(view: View, model: CameraModel, longest: int) -> View:
         raise InputError(original.path, sizes, "give the pictures that the cameras were made for, the same way up")
     K = _scaled(model.K, model.height, model.width, original.height, original.width)
     K_new, height, width = pinhole_for(K, model.distortion, model.lens, original.height, original.width, longest)
-    pixels = _same_size(decode_picture(Path(original.path)), view).pixels
+    pixels = _opaque_colours(_same_size(decode_picture(Path(original.path)), view), longest)
     image = straighten(pixels, K, model.distortion, model.lens, K_new, height, width)
     original = replace(original, K=K, distortion=model.distortion, lens=model.lens)
     camera = Cameras(model.world_from_cam.double()[None], K_new[None], height, width)
@@ -326,6 +327,22 @@ def _same_size(picture: Picture, view: View) -> Picture:
 def _fitted(height: int, width: int, longest: int) -> tuple[int, int]:
     scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _opaque_colours(picture: Picture, longest: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels with what is transparent near the opaque ones in their colours: whatever a file holds there would be
+    mixed into the rim of a reduced picture. ``longest``: side that it is to be reduced to."""
+    if picture.alpha is None:
+        return picture.pixels
+    opaque = picture.alpha > 127
+    reach = 2 * math.ceil(4 * max(1.0, max(opaque.shape) / longest)) + 1  # the resampling looks three pixels far
+    share = uniform_filter(opaque.astype(np.float32), reach, mode="constant")
+    near = ~opaque & (share > 0.5 / reach**2)
+    pixels = picture.pixels.copy()
+    for channel in range(3):
+        colour = uniform_filter(np.where(opaque, pixels[..., channel], 0).astype(np.float32), reach, mode="constant")
+        pixels[..., channel][near] = np.clip(colour[near] / share[near], 0, 255).round()
+    return pixels
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
