@@ -46,10 +46,10 @@ class View:
     original: Original
     camera: Cameras | None = None  # a batch of one, for `image`'s pixels; None = not registered
     mask: Bool[Tensor, "h w"] | None = None  # True = use this pixel
-    cutout: bool = False  # what the mask leaves out is nothing (the photo is transparent there), not merely unknown
     depth: Float[Tensor, "h w"] | None = None  # z, world units, 0 = none
     confidence: Float[Tensor, "h w"] | None = None
     held_out: bool = False
+    cutout: bool = False  # what the mask leaves out is nothing (the photo is transparent there), not merely unknown
 
     @property
     def height(self) -> int:
