@@ -50,8 +50,9 @@ def evaluate_views(
 ) -> ViewScores:
     """Render and score ``views`` (default: the held-out ones) at their own size, with the cameras they carry.
 
-    The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; no exposure correction is
-    applied, but where it is named; pixels outside a view's mask do not count. A view without a camera is left out.
+    The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; only
+    `psnr_corrected` knows the photo's exposure; pixels outside a view's mask do not count. A view without a camera is
+    left out.
     """
     chosen = scene.held_out if views is None else views
     scores: dict[str, float] = {}

@@ -25,9 +25,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a scene: what was registered, PSNR/SSIM of held-out views, errors against reference cameras.
 
-    Held-out pictures are compared as they are (8-bit render against the undistorted working picture, no colour
-    correction but where it is named), masked pixels left out; means are over pictures. Their cameras come from all
-    pictures, as is usual.
+    Held-out pictures are compared as they are (8-bit render against the undistorted working picture; only
+    `psnr_color_corrected` matches colours first), masked pixels left out; means are over pictures. Their cameras come
+    from all pictures, as is usual.
     ``held_out``: their scores, where the caller has them.
     """
     metrics: dict[str, Any] = {"registered": len(scene.registered), "images": len(scene.views) + _unreadable(scene)}
