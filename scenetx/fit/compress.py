@@ -22,7 +22,6 @@ from scenetx.core.gaussians import SH_C0
 from scenetx.core.levels import coarser
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import viewing_distance
-from scenetx.fit.photometric import emptiness_loss, photometric_loss
 from scenetx.fit.quantise import Quantiser
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
@@ -244,9 +243,7 @@ class _Work:
         rgb = rasterize(student, target.camera, backend=self.settings.backend).rgb[0]
         if self.exposure is not None and not invented:
             rgb = self.exposure.apply(rgb, index)
-        loss = photometric_loss(rgb, target.photo, target.mask)
-        if target.empty is not None:
-            loss = loss + emptiness_loss(rgb, torch.zeros(3), target.empty)
+        loss = target.loss(rgb, torch.zeros(3))
         if not bool(loss.detach().isfinite()):
             return
         loss.backward()

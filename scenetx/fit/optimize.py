@@ -19,7 +19,6 @@ from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, wri
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
-from scenetx.fit.photometric import emptiness_loss, photometric_loss
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
 from scenetx.fit.targets import Target, TargetView, target_view
@@ -170,10 +169,7 @@ class _Fit:
         gaussians = activated(self.table, antialiased=s.antialiased)
         background = self._background(target)
         rgb = self._render(gaussians, target, index, background)
-        loss = photometric_loss(rgb, target.photo, target.mask, ssim_weight=s.ssim_weight)
-        if target.empty is not None:
-            # Each has its own mean: a small object counts no less for what is around it.
-            loss = loss + emptiness_loss(rgb, background, target.empty)
+        loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
             loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * size

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from scenetx.core import Cameras, InputError, View
+from scenetx.fit.photometric import SSIM_WEIGHT, emptiness_loss, photometric_loss
 from scenetx.measure.image import WINDOW
 
 LEAST_SIDE = 48  # the pyramid stops before pictures get smaller than this
@@ -27,6 +28,16 @@ class Target:
     camera: Cameras
     mask: Bool[Tensor, "h w"] | None
     empty: Bool[Tensor, "h w"] | None = None
+
+    def loss(
+        self, render: Float[Tensor, "h w 3"], background: Float[Tensor, "3"], *, ssim_weight: float = SSIM_WEIGHT
+    ) -> Float[Tensor, ""]:
+        """How far a render over ``background`` is from the photo, and from the background where nothing is.
+
+        Each has its own mean: a small object counts no less for what is around it.
+        """
+        loss = photometric_loss(render, self.photo, self.mask, ssim_weight=ssim_weight)
+        return loss if self.empty is None else loss + emptiness_loss(render, background, self.empty)
 
 
 @dataclass(frozen=True)
