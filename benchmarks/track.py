@@ -10,8 +10,16 @@ Every n-th frame of a sequence is reconstructed (`scenetx reconstruct --no-splat
 under ``--posed``); all other frames are tracked in that map, twice: each frame in order (errors, seconds a pose), and
 replayed in real time at the sequence's rate (latency, dropped frames). ATE and RPE are of the tracked frames that have
 a reference, after a Sim(3) fit of their centres (Umeyama, 1991); percent is of the path's extent, the largest distance
-of a reference centre from their mean. Lost frames count beside the errors, not in them. Results are added to
-benchmarks/track.json.
+of a reference centre from their mean. Lost frames count beside the errors, not in them.
+
+``tracked`` are the frames with a reference that are called tracking or relocalised, and ``wrong`` those of them whose
+centre is more than 5 % of the extent off, or whose rotation more than 5 degrees, after a Sim(3) fit to the better 60 %
+of them (refitted five times): wrong frames would bend a fit to all towards themselves. ``focal_found`` is the focal
+length that the last pose was found with, ``focal_true`` the reference's, in pixels of the frames as they are placed
+(straightened, where a lens is known). ``--bend K1`` and ``--crop PERCENT`` make other lenses of a sequence's: its
+frames bent by a radial term, its middle cut out.
+
+Results are added to benchmarks/track.json.
 """
 
 from __future__ import annotations
@@ -40,10 +48,12 @@ from scenetx.data.procedural import ProceduralConfig, procedural_views
 from scenetx.io.cameras_json import read_cameras_json
 from scenetx.io.images import read_picture, write_picture
 from scenetx.live.capture import CaptureSettings
+from scenetx.live.classical_map import Lens
 from scenetx.live.classical_session import ClassicalSession
-from scenetx.live.intrinsics import GivenLens
+from scenetx.live.intrinsics import GivenLens, Straighten
 from scenetx.live.one_frame import Joins, root_of
-from scenetx.live.outputs import Trajectory
+from scenetx.live.outputs import BELIEVED, Trajectory
+from scenetx.live.radial import straight
 from scenetx.live.source import Shot, VideoFile
 from scenetx.live.update import Update
 from scenetx.measure.shape import pose_errors
@@ -64,6 +74,7 @@ class Plan:
 
 
 SOAK_PART = 1000
+WRONG_SHARE, WRONG_DEGREES = 0.05, 5.0
 SEQUENCES = {
     "redkitchen_a": Plan(5, 30),
     "hololens_a": Plan(2, 5, posed=True),
@@ -124,14 +135,14 @@ def errors(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[st
         for update in updates
         if update.world_from_cam is not None and update.status != "unsure" and update.name in truth
     ]
-    judged = sum(update.name in truth for update in updates)
-    out: dict[str, Any] = {"judged": judged, "placed": len(both)}
+    judged = [truth[update.name][:3, 3] for update in updates if update.name in truth]
+    out: dict[str, Any] = {"judged": len(judged), "placed": len(both)}
     if len(both) < 4:
         return out
     found, true = (torch.stack(column) for column in zip(*both, strict=True))
     result = pose_errors(true, found)
     centers = true[:, :3, 3]
-    extent = float((centers - centers.mean(0)).norm(dim=-1).max())
+    extent = extent_of(centers)
     aligned = umeyama(centers, found[:, :3, 3]).apply_to_poses(found)
     steps = [
         (invert_rigid(true[a]) @ true[b], invert_rigid(aligned[a]) @ aligned[b]) for a, b in pairwise(range(len(true)))
@@ -148,6 +159,45 @@ def errors(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[st
     }
 
 
+def wrong_frames(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """How many of the poses that are believed are wrong (defined at the top), and how far the worst are off."""
+    both = [
+        (update.world_from_cam, truth[update.name])
+        for update in updates
+        if update.world_from_cam is not None and update.status in BELIEVED and update.name in truth
+    ]
+    out: dict[str, Any] = {"tracked": len(both)}
+    if len(both) < 4:
+        return out
+    found, true = (torch.stack(column).double() for column in zip(*both, strict=True))
+    extent = extent_of(torch.stack([truth[update.name][:3, 3] for update in updates if update.name in truth]))
+    fit = umeyama(true[:, :3, 3], found[:, :3, 3])
+    for _ in range(5):
+        off = (fit.apply(found[:, :3, 3]) - true[:, :3, 3]).norm(dim=-1)
+        best = off.argsort()[: max(4, int(0.6 * len(off)))]
+        fit = umeyama(true[best, :3, 3], found[best, :3, 3])
+    aligned = fit.apply_to_poses(found)
+    share = (aligned[:, :3, 3] - true[:, :3, 3]).norm(dim=-1) / extent
+    turned = torch.rad2deg(rotation_angle(aligned[:, :3, :3].transpose(1, 2) @ true[:, :3, :3]))
+    return out | {
+        "wrong": int(((share > WRONG_SHARE) | (turned > WRONG_DEGREES)).sum()),
+        "worst_percent": round(100 * float(share.max()), 1),
+        "worst_deg": round(float(turned.max()), 1),
+    }
+
+
+def extent_of(centers: torch.Tensor) -> float:
+    """The largest distance of a centre from their mean."""
+    return float((centers - centers.mean(0)).norm(dim=-1).max())
+
+
+def judged(updates: Sequence[Update], truth: dict[str, torch.Tensor], focal: float) -> dict[str, Any]:
+    """All that is said of a pass over a sequence."""
+    posed = [update for update in updates if update.world_from_cam is not None]
+    lens = {"focal_found": round(float(posed[-1].K[0, 0]), 1) if posed else None, "focal_true": round(focal, 1)}
+    return errors(updates, truth) | wrong_frames(updates, truth) | lens | timing(updates)
+
+
 def timing(updates: Sequence[Update]) -> dict[str, Any]:
     """Seconds from capture to pose, of all frames (the first, which may wait for compilation, left out)."""
     latency = np.array([update.latency for update in updates[1:]])
@@ -162,7 +212,12 @@ def timing(updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def measure(
-    name: str, opened: OpenMap, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], fps: float
+    name: str,
+    opened: OpenMap,
+    frames: list[tuple[str, np.ndarray]],
+    truth: dict[str, torch.Tensor],
+    focal: float,
+    fps: float,
 ) -> dict[str, Any]:
     """Both passes over the frames."""
     reader = Files(tuple(frames), name)
@@ -173,8 +228,8 @@ def measure(
         "method": opened.locator.name,
         "map_bytes": opened.bytes,
         "size": f"{frames[0][1].shape[1]}x{frames[0][1].shape[0]}",
-        "every_frame": errors(every, truth) | timing(every),
-        f"real_time_{fps:g}_per_second": errors(live, truth) | timing(live),
+        "every_frame": judged(every, truth, focal),
+        f"real_time_{fps:g}_per_second": judged(live, truth, focal),
     }
 
 
@@ -227,8 +282,9 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     listed = read_cameras_json(data / name).pictures
     truth = {item.name: item.world_from_cam.double() for item in listed if item.world_from_cam is not None}
     truth |= {f"{Path(item).stem}.png": pose for item, pose in truth.items()}
+    lens = lens_of(listed)
     if arguments.bootstrap:
-        return bootstrap(name, frames, truth, None if arguments.unknown_lens else lens_of(listed), plan.fps)
+        return bootstrap(name, *other_lens(frames, lens, arguments), truth, arguments, plan.fps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (keep or Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +298,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         opened = open_map(made, arguments.method, model=arguments.model, say=print)
         building = time.monotonic() - start
         rest = [frame for index, frame in enumerate(frames) if index % plan.every != first]
-        out = measure(name, opened, rest, truth, plan.fps)
+        out = measure(name, opened, rest, truth, straight_focal(lens, rest), plan.fps)
         if arguments.soak:
             out["soak"] = soak(name, opened, rest, soak_frames(arguments.soak, plan.fps))
     about = {"every": plan.every, "posed": posed, "reconstruct_seconds": round(seconds, 1)}
@@ -258,9 +314,10 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
     made = procedural_views([seed], config)
     cameras = made.cameras(0)
     truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
+    lens = given(cameras.K[0])
     if arguments.bootstrap:
         every = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(config.views)]
-        return bootstrap("procedural", every, truth, None if arguments.unknown_lens else given(cameras.K[0]), 10)
+        return bootstrap("procedural", *other_lens(every, lens, arguments), truth, arguments, 10)
     views = [
         View(
             f"{k:06d}.png",
@@ -276,29 +333,75 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
         opened = open_map(scratch, arguments.method, model=arguments.model, say=print)
         seconds = time.monotonic() - start
         frames = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(1, config.views, 2)]
-        out = {"map_seconds": round(seconds, 1), **measure("procedural", opened, frames, truth, 10)}
+        out = {
+            "map_seconds": round(seconds, 1),
+            **measure("procedural", opened, frames, truth, straight_focal(lens, frames), 10),
+        }
         if arguments.soak:
             out["soak"] = soak("procedural", opened, frames, soak_frames(arguments.soak, 10))
         return out
 
 
 def bootstrap(
-    name: str, frames: list[tuple[str, np.ndarray]], truth: dict[str, torch.Tensor], lens: GivenLens | None, fps: float
+    name: str,
+    frames: list[tuple[str, np.ndarray]],
+    lens: GivenLens,
+    truth: dict[str, torch.Tensor],
+    arguments: argparse.Namespace,
+    fps: float,
 ) -> dict[str, Any]:
-    """All frames without a map, as files (each waits for its map) and in real time; ``lens`` None = unknown."""
-    out: dict[str, Any] = {"method": "classical, own map", "lens": "unknown" if lens is None else "known"}
+    """All frames without a map, as files (each waits for its map) and in real time."""
+    known = not arguments.unknown_lens
+    assert lens.K is not None
+    focal = straight_focal(lens, frames) if known else lens.K[0]  # an unknown lens keeps size and focal length
+    out: dict[str, Any] = {"method": "classical, own map", "lens": "known" if known else "unknown"}
     for label, rate in (("every_frame", None), (f"real_time_{fps:g}_per_second", fps)):
-        with ClassicalSession(known_lens=lens is not None) as session, torch.inference_mode():
-            reader = Files(tuple(frames), name)
-            updates = list(track(reader, scene=session, lens=lens, capture=CaptureSettings(fps=rate)))
-            found = None if session.K is None else round(float(session.K[0, 0]), 1)
-            about: dict[str, Any] = {"keyframes": session.keyframes, "focal_found": found}
+        with ClassicalSession(known_lens=known) as session, torch.inference_mode():
+            reader, capture = Files(tuple(frames), name), CaptureSettings(fps=rate)
+            updates = list(track(reader, scene=session, lens=lens if known else None, capture=capture))
+            about: dict[str, Any] = {"keyframes": session.keyframes, "lens_line": session.lens_line}
         maps = {update.map for update in updates if update.world_from_cam is not None}
         first = next((k for k, update in enumerate(updates) if update.status == "tracking"), len(updates))
         updates, apart = one_frame(updates, session.joins)
         about |= {"first_pose": first, "maps": len(maps), "joined": len(session.joins), "in_no_common_frame": apart}
-        out[label] = errors(updates, truth) | timing(updates) | about
+        out[label] = judged(updates, truth, focal) | about
     return out
+
+
+def other_lens(
+    frames: list[tuple[str, np.ndarray]], lens: GivenLens, arguments: argparse.Namespace
+) -> tuple[list[tuple[str, np.ndarray]], GivenLens]:
+    """The frames as ``--bend`` and ``--crop`` ask, and their lens."""
+    if arguments.bend and any(lens.distortion):
+        raise InputError(
+            "--bend", "a sequence whose lens is bent already", "choose hololens_a or pavilion_chair_midday"
+        )
+    height, width = frames[0][1].shape[:2]
+    assert lens.K is not None
+    fx, fy, cx, cy = lens.K
+    top, left, table = 0, 0, None
+    if arguments.bend:
+        y, x = np.mgrid[:height, :width] + 0.5
+        xy, K = np.stack([x.ravel(), y.ravel()], axis=1), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+        table = straight(xy, K, arguments.bend).reshape(height, width, 2)
+        inside = ((table > 0.5) & (table < np.array([width, height]) - 0.5)).all(axis=2)
+        while not inside[top : height - top, left : width - left].all():  # what the straight frames do not show
+            left, top = left + 2, (left + 2) * height // width
+    left += round(width * (1 - arguments.crop / 100) / 2)
+    top += round(height * (1 - arguments.crop / 100) / 2)
+    middle = slice(top, height - top), slice(left, width - left)
+    made = [(name, (pixels if table is None else sampled(pixels, table))[middle].copy()) for name, pixels in frames]
+    bend = (arguments.bend, 0.0, 0.0, 0.0) if arguments.bend else lens.distortion
+    return made, GivenLens(K=(fx, fy, cx - left, cy - top), distortion=bend)
+
+
+def sampled(pixels: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """A picture's colours at some places (x right, y down, pixel centres at halves), bilinear."""
+    height, width = pixels.shape[:2]
+    at = torch.from_numpy(2 * xy / np.array([width, height]) - 1).float()[None]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    out = torch.nn.functional.grid_sample(image, at, align_corners=False, padding_mode="border")
+    return (out[0].permute(1, 2, 0) + 0.5).byte().numpy()
 
 
 def one_frame(updates: Sequence[Update], joins: Joins) -> tuple[list[Update], int]:
@@ -325,6 +428,15 @@ def given(K: torch.Tensor, distortion: tuple[float, ...] = ()) -> GivenLens:
     return GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])), distortion=distortion)
 
 
+def straight_focal(lens: GivenLens, frames: Sequence[tuple[str, np.ndarray]]) -> float:
+    """The focal length in the frames' pixels once the lens's distortion is taken out of them."""
+    assert lens.K is not None
+    height, width = frames[0][1].shape[:2]
+    fx, fy, cx, cy = lens.K
+    K = (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0)
+    return float(Straighten(Lens(height, width, K, lens.distortion)).K[0, 0])
+
+
 def one_lens(K: torch.Tensor) -> bool:
     """Whether all views have the same intrinsics."""
     return bool(torch.allclose(K, K[:1].expand_as(K)))
@@ -346,6 +458,8 @@ def main() -> None:
     parser.add_argument("--soak", default="", help="loop so many frames (20000), or minutes of them (60min)")
     parser.add_argument("--bootstrap", action="store_true", help="no map: it is made on the way (exact lens given)")
     parser.add_argument("--unknown-lens", action="store_true", help="with --bootstrap: K is found on the way too")
+    parser.add_argument("--bend", type=float, default=0.0, help="with --bootstrap: bend the frames by this k1")
+    parser.add_argument("--crop", type=float, default=100.0, help="with --bootstrap: percent of the frames' middle")
     parser.add_argument("--output", type=Path, default=HERE / "track.json")
     arguments = parser.parse_args()
     results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
@@ -353,6 +467,8 @@ def main() -> None:
         way = arguments.method
         if arguments.bootstrap:
             way = "bootstrap unknown lens" if arguments.unknown_lens else "bootstrap"
+            way += f" bent {arguments.bend:g}" if arguments.bend else ""
+            way += f" middle {arguments.crop:g} %" if arguments.crop < 100 else ""
         key = f"{name} {way}"
         try:
             result = procedural(arguments) if name == "procedural" else run(name, arguments)

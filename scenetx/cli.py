@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -15,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from scenetx.core.atomic import write_text
 from scenetx.core.errors import InputError
 from scenetx.verbs import (
     Compress,
@@ -182,8 +184,11 @@ def _evaluate(verb: Evaluate, console: Console) -> None:
     from scenetx.io.scene_dir import load_scene
     from scenetx.pipeline.score import evaluate, write_metrics
 
-    metrics = evaluate(load_scene(verb.scene), reference=verb.reference)
-    write_metrics(metrics, verb.scene)
+    metrics = evaluate(load_scene(verb.scene), reference=verb.reference, width=verb.width)
+    if verb.output is not None:
+        write_text(verb.output, json.dumps(metrics, indent=1))
+    elif verb.width is None:  # metrics.json is about the pictures as they were fitted
+        write_metrics(metrics, verb.scene)
     console.print(_scores(metrics))
 
 

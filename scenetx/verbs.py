@@ -119,6 +119,8 @@ class Evaluate:
     """Scene folder; with --protocol re10k, the folder with RealEstate10K's test split."""
     reference: Path | None = None
     """cameras.json, transforms.json or COLMAP model with true cameras."""
+    width: int | None = None
+    """Reduce photos and renders to this longest side first, to compare scenes of different qualities."""
     protocol: Literal["held-out", "re10k"] = "held-out"
     """re10k: two views in, three out, 256 x 256, as published (needs --index and --model)."""
     index: Path | None = None
@@ -128,7 +130,7 @@ class Evaluate:
     limit: int | None = None
     """Score only so many scenes."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """File for all scores (.json)."""
+    """File for all scores (.json); default: the scene's metrics.json, unless --width changes what they mean."""
 
 
 @dataclass(frozen=True)

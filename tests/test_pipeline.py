@@ -250,4 +250,9 @@ def test_export_and_evaluate_from_the_command_line(
     again = json.loads((done[1] / "metrics.json").read_text())
     assert again["psnr"] == pytest.approx(kept["psnr"], abs=0.5)
     assert again["seconds"] == kept["seconds"]
+    main(["evaluate", str(done[1]), "--width", "40", "--output", str(tmp_path / "small.json")])
+    small = json.loads((tmp_path / "small.json").read_text())
+    assert "longest side 40 px" in small["protocol"]
+    assert small["psnr"] > again["psnr"]
+    assert json.loads((done[1] / "metrics.json").read_text()) == again
     assert "PSNR" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from scenetx.core import Gaussians, Scene, View
+from scenetx.fit.targets import reduced, reduced_mask
 from scenetx.measure.image import WINDOW, color_corrected, psnr, ssim
 from scenetx.splat import Backend, rasterize
 
@@ -47,8 +48,12 @@ def evaluate_views(
     views: Sequence[View] | None = None,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     backend: Backend = "auto",
+    width: int | None = None,
 ) -> ViewScores:
     """Render and score ``views`` (default: the held-out ones) at their own size, with the cameras they carry.
+
+    With ``width`` render and photo are reduced, by area, to at most that on their longest side before they are
+    compared, so that scenes of different picture sizes can be.
 
     The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; only
     `psnr_corrected` knows the photo's exposure; pixels outside a view's mask do not count. A view without a camera is
@@ -65,12 +70,16 @@ def evaluate_views(
         with torch.no_grad():
             camera = view.camera.to(torch.float32)
             rgb = rasterize(gaussians, camera, background=torch.tensor(background), backend=backend).rgb[0]
-        render = rgb.cpu().clamp(0, 1).mul(255).round().byte()
-        shown, photo = render.float() / 255, view.image.float() / 255
-        scores[view.name] = psnr(shown, photo, view.mask)
-        corrected[view.name] = psnr(color_corrected(shown, photo, view.mask), photo, view.mask)
-        large = min(view.height, view.width) >= WINDOW
-        similarities[view.name] = ssim(shown, photo, view.mask) if large else math.nan
+        render, image, mask = rgb.cpu().clamp(0, 1).mul(255).round().byte(), view.image, view.mask
+        if width is not None and width < max(view.height, view.width):
+            height, wide = (max(1, round(side * width / max(view.height, view.width))) for side in image.shape[:2])
+            render, image = reduced(render, height, wide), reduced(image, height, wide)
+            mask, _ = reduced_mask(view, height, wide)
+        shown, photo = render.float() / 255, image.float() / 255
+        scores[view.name] = psnr(shown, photo, mask)
+        corrected[view.name] = psnr(color_corrected(shown, photo, mask), photo, mask)
+        large = min(shown.shape[:2]) >= WINDOW
+        similarities[view.name] = ssim(shown, photo, mask) if large else math.nan
         renders[view.name] = render
     return ViewScores(scores, similarities, corrected, renders)
 

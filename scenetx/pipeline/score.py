@@ -21,21 +21,26 @@ from scenetx.serve.report import ReportPicture
 
 
 def evaluate(
-    scene: Scene, *, reference: str | Path | None = None, held_out: ViewScores | None = None
+    scene: Scene,
+    *,
+    reference: str | Path | None = None,
+    held_out: ViewScores | None = None,
+    width: int | None = None,
 ) -> dict[str, Any]:
     """Scores of a scene: what was registered, PSNR/SSIM of held-out views, errors against reference cameras.
 
     Held-out pictures are compared as they are (8-bit render against the undistorted working picture; only
     `psnr_color_corrected` matches colours first), masked pixels left out; means are over pictures. Their cameras come
     from all pictures, as is usual.
-    ``held_out``: their scores, where the caller has them.
+    ``held_out``: their scores, where the caller has them. ``width``: of the longest side, to which photos and renders
+    are reduced first (see `evaluate_views`).
     """
     metrics: dict[str, Any] = {"registered": len(scene.registered), "images": len(scene.views) + _unreadable(scene)}
     if scene.points is not None:
         metrics["points"] = len(scene.points)
     if scene.gaussians is not None:
         metrics["gaussians"] = len(scene.gaussians)
-        metrics.update(_held_out(scene, held_out or evaluate_views(scene, scene.gaussians)))
+        metrics.update(_held_out(held_out or evaluate_views(scene, scene.gaussians, width=width)))
     if reference is not None:
         metrics["reference"] = against_reference(scene, reference)
     return metrics
@@ -46,12 +51,12 @@ def _unreadable(scene: Scene) -> int:
     return sum(skipped.name not in names for skipped in scene.skipped)
 
 
-def _held_out(scene: Scene, scores: ViewScores) -> dict[str, Any]:
+def _held_out(scores: ViewScores) -> dict[str, Any]:
     if not scores.psnr:
         return {"views": {}, "protocol": "no picture was held out"}
     parts = {"psnr": scores.psnr, "ssim": scores.ssim, "psnr_color_corrected": scores.psnr_corrected}
     views = {name: {part: round(values[name], 4) for part, values in parts.items()} for name in scores.psnr}
-    longest = max(max(view.height, view.width) for view in scene.held_out)
+    longest = max(max(render.shape[:2]) for render in scores.renders.values())
     protocol = (
         f"{len(views)} pictures held out of the fitting, mean over pictures, undistorted, longest side {longest} px; "
         "SSIM with an 11 px Gaussian window; no colour correction (colours matched: after the affine change of "
