@@ -15,12 +15,13 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import fingerprint
 from scenetx.fit.densify import Classic, Mcmc, relocated
 from scenetx.fit.exposure import Exposure, corrected_torch
-from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
+from scenetx.fit.initialise import camera_spacing, first_gaussians, strays, viewing_distance
 from scenetx.fit.optimize import _Fit
 from scenetx.fit.photometric import emptiness_loss, photometric_loss, photometric_loss_torch
 from scenetx.fit.poses import Poses, gauge_directions
+from scenetx.fit.settings import drop_for
 from scenetx.fit.targets import target_view
-from scenetx.fit.trainable import activated, trainable
+from scenetx.fit.trainable import activated, thinned, trainable
 from scenetx.splat import ScreenStats, rasterize
 
 HEIGHT, WIDTH = 48, 64
@@ -405,7 +406,7 @@ def test_a_fit_shows_held_out_views(scene, strategy):
 
 
 def test_resuming_gives_the_same_bits(scene, tmp_path):
-    settings = quick(steps=60, exposure=True, refine_poses=True, checkpoint_seconds=1e9)
+    settings = quick(steps=60, exposure=True, refine_poses=True, drop=0.3, checkpoint_seconds=1e9)
     whole = last(scene, settings)
     path = tmp_path / "fit.safetensors"
     broken = fit_splats(scene, dataclasses.replace(settings, eval_interval=25), checkpoint=path)
@@ -539,10 +540,33 @@ def test_losses_that_are_not_finite_are_skipped_and_then_refused(scene):
         fit.advance()
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"sh_degree": 4}, {"pyramid": -1}, {"no_such": 1}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"drop": 1.0}, {"sh_degree": 4}, {"pyramid": -1}, {"no_such": 1}])
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError):
         settings_for("draft", 10, **changes)
+
+
+def test_splats_left_out_are_made_up_for(truth):
+    generator = torch.Generator().manual_seed(3)
+    faint = dataclasses.replace(truth, opacities=truth.opacities * 0.5)
+    draws = torch.stack([thinned(faint, 0.25, generator).opacities for _ in range(4000)])
+    left = draws[draws > 0] / faint.opacities.expand_as(draws)[draws > 0]
+    torch.testing.assert_close(left, torch.full_like(left, 4 / 3))
+    torch.testing.assert_close(draws.mean(0), faint.opacities, rtol=0.05, atol=0)
+    assert float(thinned(truth, 0.6, generator).opacities.max()) <= 1
+    assert thinned(truth, 0.0, generator) is truth
+
+
+def test_few_photos_from_far_apart_places_leave_splats_out():
+    assert drop_for(9, 0.31) == 0.2
+    assert drop_for(9, 0.06) == drop_for(60, 0.31) == 0
+
+
+def test_spacing_is_the_angle_between_neighbours(truth):
+    """A ring of 15 cameras, of which every 5th is held out: most training cameras have a neighbour 24 degrees away."""
+    scene = scene_of(truth, ring(15))
+    assert camera_spacing(scene) == pytest.approx(2 * math.sin(math.radians(12)), rel=0.1)
+    assert camera_spacing(dataclasses.replace(scene, views=scene.views[1:2])) == 0
 
 
 def test_presets_rise():

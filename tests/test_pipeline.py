@@ -15,7 +15,7 @@ from scenetx.cli import main
 from scenetx.core import Cameras, Gaussians, InputError, Points, Scene
 from scenetx.core.cameras import look_at
 from scenetx.io.ply import write_points_ply
-from scenetx.pipeline.reconstruct import reconstruct, settings_for
+from scenetx.pipeline.reconstruct import _enough_steps, reconstruct, settings_for
 from scenetx.pipeline.render import PathSettings, render_path, to_uint8
 from scenetx.splat import rasterize
 
@@ -102,6 +102,13 @@ def test_metrics_say_what_was_measured(done: tuple[Scene, Path]):
     assert "held out" in metrics["protocol"]
     assert metrics["gaussians"] == len(scene.gaussians) <= 1500
     assert {"open", "cameras", "splats", "score"} <= set(metrics["seconds"])
+
+
+def test_many_pictures_get_more_steps_unless_a_number_was_asked_for():
+    usual, asked = settings_for("draft"), settings_for("draft", overrides=["fit.steps=700"])
+    assert _enough_steps(usual, 20).steps == usual.fit.steps
+    assert _enough_steps(usual, 1000).steps == 10_000
+    assert _enough_steps(asked, 1000) == asked.fit
 
 
 def test_given_cameras_keep_their_frame(done: tuple[Scene, Path]):

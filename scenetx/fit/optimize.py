@@ -18,11 +18,11 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
+from scenetx.fit.initialise import camera_spacing, first_gaussians, strays, viewing_distance
 from scenetx.fit.poses import Poses
-from scenetx.fit.settings import FitSettings
+from scenetx.fit.settings import FitSettings, drop_for
 from scenetx.fit.targets import Target, TargetView, target_view
-from scenetx.fit.trainable import activated, grow_bands, trainable
+from scenetx.fit.trainable import activated, grow_bands, thinned, trainable
 from scenetx.measure.image import psnr
 from scenetx.splat import ScreenStats, rasterize
 
@@ -113,6 +113,7 @@ class _Fit:
         self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
         self.stats = ScreenStats.zeros(len(first), settings.device) if settings.strategy == "classic" else None
+        self.drop = drop_for(len(self.views), camera_spacing(scene)) if settings.drop is None else settings.drop
         self.exposure = self._exposure()
         self.poses = self._poses()
 
@@ -160,7 +161,8 @@ class _Fit:
 
     def _generator(self, purpose: str, index: int) -> torch.Generator:
         # A product with a large odd number spreads consecutive steps over the seeds of the Mersenne twister.
-        key = (self.settings.seed * 4 + ("order", "noise", "refine", "background").index(purpose)) << 32 | index
+        purposes = ("order", "noise", "refine", "background", "drop")
+        key = (self.settings.seed * len(purposes) + purposes.index(purpose)) << 32 | index
         return torch.Generator().manual_seed((key * 0x9E3779B97F4A7C15) & (2**63 - 1))
 
     def _loss(self, index: int) -> Tensor:
@@ -168,7 +170,8 @@ class _Fit:
         target = self.views[index].at(self._level())
         gaussians = activated(self.table, antialiased=s.antialiased)
         background = self._background(target)
-        rgb = self._render(gaussians, target, index, background)
+        seen = thinned(gaussians, self.drop * self._progress(), self._generator("drop", self.step))
+        rgb = self._render(seen, target, index, background)
         loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary

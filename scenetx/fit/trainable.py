@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,6 +40,18 @@ def activated(table: Adam, *, antialiased: bool) -> Gaussians:
         sh=table["sh"],
         antialiased=antialiased,
     )
+
+
+def thinned(gaussians: Gaussians, rate: float, generator: torch.Generator) -> Gaussians:
+    """Without a random ``rate`` of the splats; the opacities of the others make up for it.
+
+    What others hide is then seen now and then and learns too, so that few photos are not learned by heart by splats
+    right before their cameras (DropGaussian, arXiv 2504.00773, whose factor is ``1 / (1 - rate)`` as here).
+    """
+    if rate <= 0:
+        return gaussians
+    kept = (torch.rand(len(gaussians), generator=generator) >= rate).to(gaussians.opacities)
+    return replace(gaussians, opacities=(gaussians.opacities * kept / (1 - rate)).clamp(max=1))
 
 
 def rows_of(table: Adam, rows: Int[Tensor, "n"]) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
 def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watcher: Watcher) -> Scene:
     """Gaussians in the way asked for; ``metrics`` of the result tells of the way before it, where there was one."""
     if settings.splats == "fitted":
-        return _fitted(scene, settings.fit, None, space, watcher)
+        return _fitted(scene, _enough_steps(settings, len(scene.training)), None, space, watcher)
     with space.stage("instant", to_dict(settings.instant)) as notes:
         say = space.progress("instant")
         start = instant_splats(scene, settings.instant, settings.fit, settings.predict.lift, notes, say)
@@ -142,6 +142,13 @@ def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watch
         scene = _fitted(scene, shortened(settings.fit, settings.instant), start, space, watcher)
         scene = replace(scene, metrics={METHODS: [first]})
     return scene
+
+
+def _enough_steps(settings: ReconstructSettings, num_views: int) -> FitSettings:
+    """The fit with as many steps as its quality takes for so many pictures, unless another number was asked for."""
+    if settings.fit.steps != fit_settings_for(settings.quality).steps:
+        return settings.fit
+    return replace(settings.fit, steps=fit_settings_for(settings.quality, num_views).steps)
 
 
 def _splat_seconds(space: Workspace) -> float:
