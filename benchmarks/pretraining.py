@@ -27,8 +27,8 @@ from scenetx.train.run import settings_of
 from scenetx.train.settings import PretrainSettings, TrainSettings
 from scenetx.train.tasks import build_model
 
-KINDS = ("completion", "masked_depth", "matching")
-MASKED = {"completion": 0.9, "masked_depth": 0.8, "matching": 0.0}
+KINDS = ("completion", "masked_depth", "matching", "cameras")
+MASKED = {"completion": 0.9, "masked_depth": 0.8}
 
 
 def trained(settings: TrainSettings, folder: Path, steps: int) -> tuple[Path, float]:
@@ -46,14 +46,15 @@ def main() -> None:
     parser.add_argument("--before", type=int, default=1000)
     parser.add_argument("--after", type=int, default=1000)
     parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--set", nargs="*", default=[])
     arguments = parser.parse_args()
     settings = settings_of(arguments.config, [f'data.path=["{arguments.shards}"]', *arguments.set])
     both = arguments.before + arguments.after
     plans: dict[str, TrainSettings] = {}
     seconds: dict[str, float] = {}
-    for kind in KINDS:
-        first = replace(settings, pretrain=PretrainSettings(kind, MASKED[kind]))
+    for kind in arguments.kinds:
+        first = replace(settings, pretrain=PretrainSettings(kind, MASKED.get(kind, 0.0)))
         weights, seconds[kind] = trained(first, arguments.folder / f"{kind}-first", arguments.before)
         plans[kind] = replace(settings, start_from=weights)
     samples = held_out(settings, arguments.scenes)
@@ -61,7 +62,7 @@ def main() -> None:
     for name, steps in (
         ("alone", both),
         ("alone, fewer steps", arguments.after),
-        *((k, arguments.after) for k in KINDS),
+        *((k, arguments.after) for k in arguments.kinds),
     ):
         weights, spent = trained(plans.get(name, settings), arguments.folder / f"{name}-{steps}", steps)
         model = build_model(settings)

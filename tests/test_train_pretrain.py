@@ -16,7 +16,8 @@ from scenetx.models.da3 import Da3Config
 from scenetx.train import checkpoint, losses
 from scenetx.train.feed import Batches
 from scenetx.train.loop import train
-from scenetx.train.pretrain import hidden, in_patches, patch_matches
+from scenetx.train.matching import patch_matches
+from scenetx.train.pretrain import hidden, in_patches
 from scenetx.train.settings import DataSettings, LossSettings, OptimSettings, PretrainSettings, TrainSettings
 from scenetx.train.tasks import build_model, build_task
 
@@ -26,7 +27,7 @@ CONFIG = Da3Config(
     dim=32, depth=4, heads=2, alternate_from=1, out_layers=(0, 1, 2, 3), features=8, widths=(8, 8, 8, 8), patch=8
 )
 WORLD = ProceduralConfig(height=32, width=32, difficulty=0.1, blur=1, shadows=False, views=3)
-KINDS = ("completion", "masked_depth", "matching")
+KINDS = ("completion", "masked_depth", "matching", "cameras")
 
 
 @pytest.fixture(scope="module")

@@ -191,9 +191,10 @@ class Da3(GeometryModel):
         """Every second block from ``alternate_from`` on sees all views."""
         c = self.config
         tokens = 1 + (height // c.patch) * (width // c.patch)
-        return {"trunk": KVShape(len(self._global_layers()), c.heads, c.dim // c.heads, tokens)}
+        return {"trunk": KVShape(len(self.global_layers()), c.heads, c.dim // c.heads, tokens)}
 
-    def _global_layers(self) -> list[int]:
+    def global_layers(self) -> list[int]:
+        """Indices of the blocks that see all views."""
         return [layer for layer in range(self.config.alternate_from, self.config.depth) if layer % 2 == 1]
 
     def of_scenes(self, images: Float[Tensor, "n h w 3"], scenes: int, cameras: Cameras | None = None) -> Geometry:
@@ -267,7 +268,7 @@ class Da3(GeometryModel):
             elif layer % 2 == 0:
                 x = local = views_in_chunks(block, x, c.view_chunk, local_rope)
             else:
-                remember = ask.door("trunk", self._global_layers().index(layer)) if ask.door else None
+                remember = ask.door("trunk", self.global_layers().index(layer)) if ask.door else None
                 together = x.reshape(ask.scenes, -1, c.dim)
                 x = block(together, rope=global_rope, mask=mask, remember=remember).reshape(n, tokens, c.dim)
             if layer in c.out_layers and ask.dense:

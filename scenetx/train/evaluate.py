@@ -25,6 +25,7 @@ from scenetx.data.samplers import SamplerSettings, choose_views
 from scenetx.measure.image import psnr, ssim
 from scenetx.measure.shape import depth_errors, pose_errors
 from scenetx.models.view_model import ViewModel, Views
+from scenetx.train.pretrain import Pretraining
 from scenetx.train.settings import HELD_OUT_SEEDS, TrainSettings
 
 THRESHOLDS = (5, 10, 30)
@@ -51,6 +52,8 @@ def evaluate(model: nn.Module, settings: TrainSettings, scenes: int) -> dict[str
 
 def score(model: nn.Module, samples: Sequence[Sample], context: int, targets: int) -> dict[str, float]:
     """Means over scenes. The views of each are drawn by the scene's place in the list; the model ends in ``eval``."""
+    if isinstance(model, Pretraining):
+        model = model.geometry
     device = next(model.parameters()).device
     model.eval()
     rows = []

@@ -93,6 +93,9 @@ class Batches(Dataset[dict[str, Tensor]]):
         """The context views, then the targets, of the scene at an index of the run."""
         rng = np.random.default_rng([self.settings.seed, 3, index])
         shown, asked = choose_views(rng, self.settings.data.sampler, cameras, context, targets, depth)
+        if self.settings.task == "geometry":
+            # Pictures come in any order: the order of time would tell which way a camera went.
+            shown = rng.permutation(shown).tolist()
         return [*shown, *asked]
 
     def _procedural(self, step: int, places: Sequence[int]) -> list[Sample]:

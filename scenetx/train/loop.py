@@ -299,7 +299,8 @@ def _tell(run: _Run, spent: float) -> None:
         return
     if settings.task == "view" and (step % settings.picture_every == 0 or last):
         _pictures(run, step)
-    if run.evaluate is not None and not settings.pretrain.kind and (step % settings.evaluate_every == 0 or last):
+    answers = settings.pretrain.kind in ("", "cameras")  # the other pretrainings' models do not say cameras yet
+    if run.evaluate is not None and answers and (step % settings.evaluate_every == 0 or last):
         with _averaged(run.trained):
             run.record.write(step, **run.evaluate(run.trained.model, settings, settings.evaluate_scenes))
         run.trained.model.train()

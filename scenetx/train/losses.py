@@ -88,12 +88,13 @@ def depth_gradient_loss(
 
 
 def relative_pose_loss(
-    true: Float[Tensor, "*b v 4 4"], found: Float[Tensor, "*b v 4 4"], huber: float = 0.1
+    true: Float[Tensor, "*b v 4 4"], found: Float[Tensor, "*b v 4 4"], least: float = 0.05
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Rotation and translation error of all ordered pairs of views (pi3, arXiv 2507.13347, eq. 5 to 8).
+    """Rotation and translation error of all ordered pairs of views (the pairs of pi3, arXiv 2507.13347, eq. 5 to 8).
 
-    Both must have one scale. Rotation: half the squared chordal distance, ``1 - cos(angle)`` doubled, kept linear for
-    large angles by its root; translation: Huber's. Zero for a single view.
+    Both must have one scale. Both are angles in radians where they are small, so that they count alike: rotation is the
+    root of half the squared chordal distance; translation is divided by the true one's length (no less than ``least``),
+    or the direction of a short one would not matter beside the length of a long one. Zero for a single view.
     """
     views = true.shape[-3]
     if views < 2:
@@ -101,10 +102,28 @@ def relative_pose_loss(
     first, second = torch.where(~torch.eye(views, dtype=torch.bool, device=true.device))
     wanted = invert_rigid(true)[..., first, :, :] @ true[..., second, :, :]
     got = invert_rigid(found)[..., first, :, :] @ found[..., second, :, :]
-    square = (wanted[..., :3, :3] - got[..., :3, :3]).square().sum((-1, -2)) / 2
-    rotation = (square + 1e-4).sqrt() - 1e-2
-    translation = torch.nn.functional.huber_loss(got[..., :3, 3], wanted[..., :3, 3], delta=huber) / huber
-    return rotation.mean(), translation
+    off = got - wanted
+    rotation = _rooted(off[..., :3, :3].square().sum((-1, -2)) / 2, 1e-2)
+    translation = _rooted(off[..., :3, 3].square().sum(-1), 1e-3) / (wanted[..., :3, 3].norm(dim=-1) + least)
+    return rotation.mean(), translation.mean()
+
+
+def _rooted(square: Tensor, near: float) -> Tensor:
+    """The root, round below ``near`` so that its slope is finite at zero."""
+    return (square + near**2).sqrt() - near
+
+
+def first_view_world(world_from_cam: Float[Tensor, "b v 4 4"], scale: Float[Tensor, "b"]) -> Float[Tensor, "b v 4 4"]:
+    """Poses in their scene's first view's frame, lengths divided by ``scale``."""
+    relative = invert_rigid(world_from_cam[:, :1]) @ world_from_cam
+    shift = relative[..., :3, 3:] / scale[:, None, None, None]
+    return torch.cat([torch.cat([relative[..., :3, :3], shift], -1), relative[..., 3:, :]], -2)
+
+
+def fov_loss(found: Float[Tensor, "n 2"], K: Float[Tensor, "n 3 3"], height: int, width: int) -> Float[Tensor, ""]:
+    """Mean error of the fields of view (of the height, of the width), radians."""
+    wanted = torch.stack([2 * torch.atan(height / 2 / K[:, 1, 1]), 2 * torch.atan(width / 2 / K[:, 0, 0])], -1)
+    return (found - wanted).abs().mean()
 
 
 def contrastive_loss(

@@ -5,6 +5,8 @@ completion    nine tenths of a view's patches are hidden and painted from the re
 masked_depth  of one view most patches of colour and most of depth are hidden, and depth is told from what is left
               (Mask3D, arXiv 2302.14746).
 matching      patches that see one point are alike, others are not (InfoNCE, as MASt3R, arXiv 2406.09756, section 3.2).
+cameras       of two views, as in geometry but without the dense head (half the work), with two signals for each patch:
+              where attention should look for it in the other view (`scenetx.train.matching`), and how far it moves.
 
 The published models pair an encoder with a decoder that is thrown away. Here the trunk, whose later blocks look at one
 view and at all views in turn, is both, so that all of its blocks begin geometry with what they learned.
@@ -15,15 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from scenetx.core.rigid import invert_rigid
 from scenetx.models.backbone import normalized
 from scenetx.models.da3 import Da3
 from scenetx.models.geometry_model import Ask
+from scenetx.models.pose_codec import decode_pose
 from scenetx.train import losses
+from scenetx.train.matching import attention_loss, moves_loss, patch_matches, watched
 from scenetx.train.settings import PretrainSettings
 
 FEATURES = 64
@@ -40,7 +43,7 @@ class Pretraining(nn.Module):
         self.geometry = geometry
         self.mask_token = nn.Parameter(0.02 * torch.randn(dim))
         self.norm = nn.LayerNorm(dim)
-        channels = {"completion": 3 * area, "masked_depth": area, "matching": FEATURES}
+        channels = {"completion": 3 * area, "masked_depth": area, "matching": FEATURES, "cameras": 2}
         self.end = nn.Linear(dim, channels[settings.kind])
         if settings.kind == "masked_depth":
             self.depth_tokens = nn.Linear(2 * area, dim)
@@ -65,6 +68,18 @@ class Pretraining(nn.Module):
         _, x, _ = self.geometry.trunk(torch.cat([x[:, :1], seen], 1), grid, Ask(dense=False, scenes=scenes))
         return self.end(self.norm(x[:, 1:]))
 
+    def cameras(
+        self, images: Float[Tensor, "n h w 3"], scenes: int
+    ) -> tuple[Float[Tensor, "n 9"], Float[Tensor, "n t k"]]:
+        """The cameras' nine numbers (`decode_pose`), and what the end says of each patch after the last block that sees
+        one view: the geometry model as it is, without its dense head."""
+        model = self.geometry
+        grid = (images.shape[1] // model.patch, images.shape[2] // model.patch)
+        x = model.backbone.pretrained.tokens(normalized(images))
+        local, x, _ = model.trunk(x, grid, Ask(dense=False, scenes=scenes))
+        encoding = model.cam_dec(torch.cat([local[:, 0], x[:, 0]], dim=-1))
+        return encoding, self.end(self.norm(local[:, 1:]))
+
 
 class PretrainTask(nn.Module):
     """A pretraining on the first views of each scene."""
@@ -76,8 +91,9 @@ class PretrainTask(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], context: int, told: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
         """``loss``, and what it means. What is hidden depends on the pictures alone, so that a step can be repeated."""
         draw = torch.Generator().manual_seed(int(batch["rgb"].sum(dtype=torch.int64)))
-        parts = {"completion": self._completion, "masked_depth": self._masked_depth, "matching": self._matching}
-        return parts[self.settings.kind](batch, draw)
+        kinds = {"completion": self._completion, "masked_depth": self._masked_depth}
+        kinds |= {"matching": self._matching, "cameras": self._cameras}
+        return kinds[self.settings.kind](batch, draw)
 
     def _completion(self, batch: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
         pair = batch["rgb"][:, :2].float() / 255
@@ -117,6 +133,25 @@ class PretrainTask(nn.Module):
         share = right.sum() / (match >= 0).sum().clamp_min(1)
         return {"loss": losses.contrastive_loss(a, b, match), "right": share}
 
+    def _cameras(self, batch: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:  # noqa: ARG002
+        images, patch, w = batch["rgb"][:, :2].float() / 255, self.model.geometry.patch, self.settings
+        depth, K, poses = (batch[name][:, :2].float() for name in ("depth", "K", "world_from_cam"))
+        scenes, (height, width) = len(images), images.shape[2:4]
+        depth = torch.where(depth.isfinite(), depth, 0.0)
+        scale = losses.scene_scale(depth, K, depth > 0)
+        with watched(self.model.geometry) as looks:
+            encoding, moved = self.model.cameras(images.flatten(0, 1), scenes)
+        found, _ = decode_pose(encoding, height, width)
+        true = losses.first_view_world(poses, scale)
+        rotation, translation = losses.relative_pose_loss(true, found.unflatten(0, (scenes, 2)))
+        parts = {"rotation": rotation, "translation": translation}
+        parts["fov"] = losses.fov_loss(encoding[:, 7:9], K.flatten(0, 1), height, width)
+        parts["looks"], matched = attention_loss(looks, depth, K, poses, patch)
+        parts["moves"] = moves_loss(moved.float().unflatten(0, (scenes, 2)), depth, K, poses, patch)
+        weights = {"rotation": 1.0, "translation": 0.5, "fov": 0.3, "looks": w.looks, "moves": w.moves}
+        loss = sum((weights[name] * value for name, value in parts.items()), rotation.new_zeros(()))
+        return {"loss": loss, **parts, "matched": matched}
+
 
 def in_patches(pictures: Tensor, patch: int) -> Tensor:
     """``[n h w c]`` as ``[n t patch * patch * c]``, row by row."""
@@ -128,23 +163,3 @@ def hidden(draw: torch.Generator, count: int, tokens: int, share: float) -> Bool
     """In each row the same number of places, a ``share`` of them, drawn at random."""
     order = torch.rand(count, tokens, generator=draw).argsort(dim=1).argsort(dim=1)
     return order < round(share * tokens)
-
-
-def patch_matches(
-    depth: Float[Tensor, "b 2 h w"], K: Float[Tensor, "b 2 3 3"], world_from_cam: Float[Tensor, "b 2 4 4"], patch: int
-) -> Int[Tensor, "b t"]:
-    """The second view's patch that sees what is at the middle of each of the first view's; -1 where none does."""
-    height, width = depth.shape[2:]
-    middle = slice(patch // 2, None, patch)
-    points = losses.points_in_camera(depth[:, 0], K[:, 0])[:, middle, middle].flatten(1, 2)
-    motion = invert_rigid(world_from_cam[:, 1]) @ world_from_cam[:, 0]
-    there = points @ motion[:, :3, :3].mT + motion[:, None, :3, 3]
-    pixel = there @ K[:, 1].mT
-    z = there[..., 2]
-    x, y = (pixel[..., i] / z.clamp_min(1e-6) for i in (0, 1))
-    inside = (points[..., 2] > 0) & (z > 1e-6) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    column, row = x.clamp(0, width - 1).long(), y.clamp(0, height - 1).long()
-    seen = depth[:, 1].flatten(1).gather(1, row * width + column)
-    # No farther than the surface that is seen there, to a twentieth.
-    inside &= (seen > 0) & (z < 1.05 * seen)
-    return torch.where(inside, (row // patch) * (width // patch) + column // patch, -1)

@@ -69,6 +69,9 @@ class LossSettings:
     depth_gradient: float = 0.5
     points: float = 0.5
     camera: float = 1.0
+    """Of relative rotations; of relative translations half."""
+    matching: float = 0.0
+    """Of where the blocks that see all views look (`scenetx.train.matching`)."""
     fov: float = 1.0
     rays: float = 0.0
     """Of the ray head, where a geometry model has one."""
@@ -85,9 +88,13 @@ class LossSettings:
 class PretrainSettings:
     """What a geometry model's trunk learns first (`scenetx.train.pretrain`); "" is geometry itself."""
 
-    kind: Literal["", "completion", "masked_depth", "matching"] = ""
+    kind: Literal["", "completion", "masked_depth", "matching", "cameras"] = ""
     masked: float = 0.9
     """Share of the patches that are hidden."""
+    looks: float = 0.3
+    """cameras: weight of where the blocks that see all views look (`scenetx.train.matching`)."""
+    moves: float = 1.0
+    """cameras: weight of how far each patch moves between the views, in half picture widths."""
 
 
 @dataclass(frozen=True)

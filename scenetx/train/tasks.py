@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +15,23 @@ from scenetx.core import Cameras
 from scenetx.core.rigid import invert_rigid
 from scenetx.measure.lpips import load_lpips
 from scenetx.models.da3 import Da3
+from scenetx.models.geometry import Geometry
+from scenetx.models.layers import Block
 from scenetx.models.lvsm import Lvsm
 from scenetx.models.srt import Srt
 from scenetx.models.svsm import Svsm
 from scenetx.models.view_model import ViewModel, Views
 from scenetx.train import losses
+from scenetx.train.matching import Looks, attention_loss, watched
 from scenetx.train.pretrain import Pretraining, PretrainTask
 from scenetx.train.settings import LossSettings, TrainSettings
 
 Batch = Mapping[str, Tensor]
 """``rgb`` uint8 [b v h w 3], ``world_from_cam`` [b v 4 4], ``K`` [b v 3 3], perhaps ``depth``, ``normals``."""
+Seen = tuple[Float[Tensor, "b v h w"], Float[Tensor, "b v 3 3"], Float[Tensor, "b v 4 4"]]
+"""z-depth, intrinsics and ``world_from_cam`` of the views of some scenes."""
+DENSE = ("depth", "depth_gradient", "points", "rays", "normals", "splat")
+"""Losses of a geometry model's dense head."""
 
 
 def build_model(settings: TrainSettings) -> nn.Module:
@@ -38,19 +47,31 @@ def build_model(settings: TrainSettings) -> nn.Module:
 
 
 def start_da3(model: Da3) -> Da3:
-    """Start values for training from nothing: tokens and matrices of deviation 0.02; cameras at rest, 60 degrees wide.
+    """Start values for training from nothing: cameras at rest, 60 degrees wide; every patch says where it is; and the
+    blocks that see all views look at what is alike.
 
-    Layer scales start at 0.2, so that deep stacks begin near the identity.
+    Matrices have deviation 1 / sqrt(columns), which keeps the size of what passes through narrow models too (the 0.02
+    that is usual for wide ones makes it a fifth of it at 96 channels), and layer scales 1 / sqrt(blocks), which
+    keeps the size of the sum. Equal queries and keys are a mimetic start (arXiv 2305.09828): a patch's own content is
+    what it asks for, so that matching of views is refined and not invented.
     """
-    for name, parameter in model.named_parameters():
-        if name.endswith(("cls_token", "pos_embed", "camera_token")):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        elif name.endswith("gamma") and "cam_enc" not in name:
-            nn.init.constant_(parameter, 0.2)
-    for part in model.backbone.modules():
+    vit = model.backbone.pretrained
+    for token in (vit.cls_token, vit.camera_token):
+        nn.init.trunc_normal_(token, std=0.02)
+    with torch.no_grad():
+        vit.pos_embed.copy_(place_waves(vit.config.grid, vit.config.dim))
+    for part in vit.modules():
         if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
             nn.init.zeros_(part.bias)
+    for name, parameter in vit.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, len(vit.blocks) ** -0.5)
+    for layer in model.global_layers():
+        block = vit.blocks[layer]
+        assert isinstance(block, Block)
+        queries, keys, _ = block.attn.qkv.weight.data.chunk(3)
+        keys.copy_(queries)
     decoder = model.cam_dec
     for end, bias in ((decoder.fc_t, (0.0, 0.0, 0.0)), (decoder.fc_qvec, (0.0, 0.0, 0.0, 1.0))):
         nn.init.normal_(end.weight, std=0.01)
@@ -61,6 +82,21 @@ def start_da3(model: Da3) -> Da3:
     nn.init.normal_(wide.weight, std=0.001)
     nn.init.constant_(wide.bias, 1.05)
     return model
+
+
+def place_waves(grid: int, channels: int, size: float = 0.5) -> Float[Tensor, "1 t c"]:
+    """A position table of sines and cosines (arXiv 1706.03762, section 3.5, on two axes), zero for the class token.
+
+    From a quarter of a turn to four turns over a picture, none shorter, since the table is resized to far smaller
+    grids; ``size`` is of the order of what a patch's colours are embedded as, or places drown in them.
+    """
+    turns = 0.25 * 16 ** torch.linspace(0, 1, channels // 4)
+    place = (torch.arange(grid) + 0.5) / grid
+    waves = 2 * torch.pi * place[:, None] * turns
+    axis = size * torch.cat([waves.sin(), waves.cos()], -1)
+    rows, columns = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
+    table = torch.cat([rows, columns], -1).flatten(0, 1)
+    return torch.nn.functional.pad(table, (0, channels - table.shape[1], 1, 0))[None]
 
 
 class ViewTask(nn.Module):
@@ -114,38 +150,52 @@ class GeometryTask(nn.Module):
         valid = (depth > 0) & depth.isfinite()
         depth = torch.where(valid, depth, 1.0)
         scale = losses.scene_scale(depth, K, valid)
-        true = _first_view_world(batch["world_from_cam"][:, :context].float(), scale)
+        true = losses.first_view_world(batch["world_from_cam"][:, :context].float(), scale)
         depth = depth / scale[:, None, None, None]
         lenses = Cameras(true.flatten(0, 1), K.flatten(0, 1), height, width)
         assert isinstance(self.model, Da3)
-        found = self.model.of_scenes(rgb.flatten(0, 1), scenes, lenses if told else None)
+        watch: AbstractContextManager[Looks] = watched(self.model) if w.matching else nullcontext([])
+        with watch as looks:
+            found = self.model.of_scenes(rgb.flatten(0, 1), scenes, lenses if told else None)
+        poses = found.cameras.world_from_cam.float().unflatten(0, (scenes, context))
+        parts = dict(zip(("rotation", "translation"), losses.relative_pose_loss(true, poses), strict=True))
+        parts["fov"] = losses.fov_loss(found.published["pose_enc"][:, 7:9].float(), K.flatten(0, 1), height, width)
+        told_of = {}
+        if w.matching:
+            known = torch.where(valid, depth, 0.0)
+            parts["matching"], told_of["matched"] = attention_loss(looks, known, K, true, self.model.patch)
+        dense, told_of["absrel"] = self._dense(batch, found, (depth, K, true), valid)
+        parts |= dense
+        weights = {name: getattr(w, name) for name in ("fov", "matching", *DENSE)}
+        weights |= {"rotation": w.camera, "translation": w.camera / 2}
+        loss = sum((weights[name] * value for name, value in parts.items()), poses.new_zeros(()))
+        return {"loss": loss, **parts, **told_of}
+
+    def _dense(
+        self, batch: Batch, found: Geometry, true: Seen, valid: Tensor
+    ) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
+        """The parts of the dense head. And the share by which depth is off, without doubt's weight: what a person wants
+        to see fall."""
+        (depth, K, poses), w, shape = true, self.weights, true[0].shape[:2]
         assert found.depth is not None
         assert found.confidence is not None
-        z, confidence = (value.float().unflatten(0, (scenes, context)) for value in (found.depth, found.confidence))
-        poses, found_K = (
-            value.float().unflatten(0, (scenes, context)) for value in (found.cameras.world_from_cam, found.cameras.K)
-        )
+        z, confidence = (value.float().unflatten(0, shape) for value in (found.depth, found.confidence))
         error = (z - depth).abs() / depth.clamp_min(0.1)
         parts = {"depth": losses.confident_l1(error, confidence, valid, w.confidence)}
         parts["depth_gradient"] = losses.depth_gradient_loss(z.clamp_min(1e-4).log(), depth.log(), valid)
-        parts["rotation"], parts["translation"] = losses.relative_pose_loss(true, poses)
-        wanted = torch.stack([2 * torch.atan(height / 2 / K[..., 1, 1]), 2 * torch.atan(width / 2 / K[..., 0, 0])], -1)
-        parts["fov"] = (found.published["pose_enc"].float()[:, 7:9] - wanted.flatten(0, 1)).abs().mean()
+        cameras = found.cameras
+        found_K, found_poses = (value.float().unflatten(0, shape) for value in (cameras.K, cameras.world_from_cam))
         if w.points:
-            parts["points"] = _points_loss((z, found_K, poses), (depth, K, true), valid)
+            parts["points"] = _points_loss((z, found_K, found_poses), true, valid)
         if w.rays:
-            parts["rays"] = _rays_loss(found.published["ray"].float(), lenses, poses[:, 0].detach())
+            lenses = Cameras(poses.flatten(0, 1), K.flatten(0, 1), cameras.height, cameras.width)
+            parts["rays"] = _rays_loss(found.published["ray"].float(), lenses, found_poses[:, 0].detach())
         if w.normals and "normals" in batch:
-            parts["normals"] = losses.normals_loss(z, K, batch["normals"][:, :context].float(), valid)
+            parts["normals"] = losses.normals_loss(z, K, batch["normals"][:, : shape[1]].float(), valid)
         if w.splat:
-            parts["splat"] = _splat_loss(rgb, z, Cameras(poses.flatten(0, 1), found.cameras.K, height, width))
-        weights = {"splat": w.splat, "depth": w.depth, "depth_gradient": w.depth_gradient, "rotation": w.camera}
-        weights |= {"translation": w.camera, "fov": w.fov, "points": w.points, "rays": w.rays}
-        weights["normals"] = w.normals
-        loss = sum((weights[name] * value for name, value in parts.items()), z.new_zeros(()))
-        # The share of pixels whose depth is right, without doubt's weight: what a person wants to see fall.
-        parts["absrel"] = losses.mean_of_valid(error, valid).mean().detach()
-        return {"loss": loss, **parts}
+            rgb = batch["rgb"][:, : shape[1]].float() / 255
+            parts["splat"] = _splat_loss(rgb, z, replace(cameras, world_from_cam=found_poses.flatten(0, 1)))
+        return parts, losses.mean_of_valid(error, valid).mean().detach()
 
 
 def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask | PretrainTask:
@@ -190,10 +240,6 @@ def _of_floats(method: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return lambda x: method(x.float())
 
 
-Seen = tuple[Float[Tensor, "b v h w"], Float[Tensor, "b v 3 3"], Float[Tensor, "b v 4 4"]]
-"""z-depth, intrinsics and ``world_from_cam`` of the views of some scenes."""
-
-
 def _points_loss(found: Seen, true: Seen, valid: Tensor) -> Float[Tensor, ""]:
     """Points of found depth and found cameras against true ones, each set in its own first camera's frame."""
     places = []
@@ -222,10 +268,3 @@ def _rays_loss(found: Float[Tensor, "n i j 6"], true: Cameras, world: Float[Tens
     direction = torch.einsum("vij,vhwj->vhwi", motion[:, :3, :3], ahead)
     origin = motion[:, None, None, :3, 3]
     return (found[..., :3] - direction).abs().mean() + (found[..., 3:] - origin).abs().mean()
-
-
-def _first_view_world(world_from_cam: Float[Tensor, "b v 4 4"], scale: Float[Tensor, "b"]) -> Float[Tensor, "b v 4 4"]:
-    """Poses in their scene's first view's frame, lengths divided by ``scale``."""
-    relative = invert_rigid(world_from_cam[:, :1]) @ world_from_cam
-    shift = relative[..., :3, 3:] / scale[:, None, None, None]
-    return torch.cat([torch.cat([relative[..., :3, :3], shift], -1), relative[..., 3:, :]], -2)
