@@ -13,11 +13,13 @@ a reference, after a Sim(3) fit of their centres (Umeyama, 1991); percent is of 
 of a reference centre from their mean. Lost frames count beside the errors, not in them.
 
 ``tracked`` are the frames with a reference that are called tracking or relocalised, and ``wrong`` those of them whose
-centre is more than 5 % of the extent off, or whose rotation more than 5 degrees, after a Sim(3) fit to the better 60 %
-of them (refitted five times): wrong frames would bend a fit to all towards themselves. ``focal_found`` is the focal
-length that the last pose was found with, ``focal_true`` the reference's, in pixels of the frames as they are placed
-(straightened, where a lens is known). ``--bend K1`` and ``--crop PERCENT`` make other lenses of a sequence's: its
-frames bent by a radial term, its middle cut out.
+centre is more than 5 % of the extent off, or whose rotation more than 5 degrees, after a Sim(3) fit. This fit is to
+centres and rotations, each in those units (centres alone leave open the turn about a path that is almost a line), and
+to the better 60 %, refitted five times: wrong frames would bend a fit to all towards themselves. ``focal_found`` is the
+focal length that the last pose was found with, ``focal_true`` the reference's, in pixels of the frames as placed
+(straightened, where a lens is known). ``finished`` is of the trajectory that is written at the end, as the keyframes
+then stand (`scenetx.live.anchors`). ``--bend K1`` and ``--crop PERCENT`` make other lenses of a sequence's: its frames
+bent by a radial term, its middle cut out.
 
 Results are added to benchmarks/track.json.
 """
@@ -41,12 +43,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenetx.core import Cameras, InputError, Original, Scene, View, umeyama
+from scenetx.core import InputError, Original, Scene, Sim3, View, umeyama
 from scenetx.core.atomic import write_bytes
 from scenetx.core.rigid import invert_rigid, rotation_angle
 from scenetx.data.procedural import ProceduralConfig, procedural_views
 from scenetx.io.cameras_json import read_cameras_json
 from scenetx.io.images import read_picture, write_picture
+from scenetx.live.anchors import finished
 from scenetx.live.capture import CaptureSettings
 from scenetx.live.classical_map import Lens
 from scenetx.live.classical_session import ClassicalSession
@@ -171,19 +174,33 @@ def wrong_frames(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> d
         return out
     found, true = (torch.stack(column).double() for column in zip(*both, strict=True))
     extent = extent_of(torch.stack([truth[update.name][:3, 3] for update in updates if update.name in truth]))
-    fit = umeyama(true[:, :3, 3], found[:, :3, 3])
-    for _ in range(5):
-        off = (fit.apply(found[:, :3, 3]) - true[:, :3, 3]).norm(dim=-1)
-        best = off.argsort()[: max(4, int(0.6 * len(off)))]
-        fit = umeyama(true[best, :3, 3], found[best, :3, 3])
-    aligned = fit.apply_to_poses(found)
-    share = (aligned[:, :3, 3] - true[:, :3, 3]).norm(dim=-1) / extent
-    turned = torch.rad2deg(rotation_angle(aligned[:, :3, :3].transpose(1, 2) @ true[:, :3, :3]))
+    best = torch.ones(len(true), dtype=torch.bool)
+    for _ in range(6):
+        aligned = wrong_fit(true[best], found[best], extent).apply_to_poses(found)
+        share = (aligned[:, :3, 3] - true[:, :3, 3]).norm(dim=-1) / extent
+        turned = torch.rad2deg(rotation_angle(aligned[:, :3, :3].transpose(1, 2) @ true[:, :3, :3]))
+        off = (share / WRONG_SHARE).square() + (turned / WRONG_DEGREES).square()
+        best = torch.zeros_like(best).index_fill(0, off.argsort()[: max(4, int(0.6 * len(off)))], value=True)
     return out | {
         "wrong": int(((share > WRONG_SHARE) | (turned > WRONG_DEGREES)).sum()),
         "worst_percent": round(100 * float(share.max()), 1),
         "worst_deg": round(float(turned.max()), 1),
     }
+
+
+def wrong_fit(true: torch.Tensor, found: torch.Tensor, extent: float) -> Sim3:
+    """true_from_found of least squares, centres in units of `WRONG_SHARE` of the extent, rotations of `WRONG_DEGREES`:
+    Procrustes for the rotation and, in turn with it, the scale."""
+    a, b = (each[:, :3, 3] - each[:, :3, 3].mean(0) for each in (true, found))
+    turns = torch.einsum("nij,nkj->ik", true[:, :3, :3], found[:, :3, :3]) / (2 * np.deg2rad(WRONG_DEGREES) ** 2)
+    scale = extent_of(true[:, :3, 3]) / max(extent_of(found[:, :3, 3]), 1e-12)
+    for _ in range(20):
+        left, _, right = torch.linalg.svd(scale * a.T @ b / (WRONG_SHARE * extent) ** 2 + turns)
+        proper = torch.ones(3, dtype=left.dtype)
+        proper[2] = torch.linalg.det(left @ right)
+        rotation = left @ torch.diag(proper) @ right
+        scale = max(float((a * (b @ rotation.T)).sum() / b.square().sum().clamp_min(1e-24)), 1e-12)
+    return Sim3(scale, rotation, true[:, :3, 3].mean(0) - scale * rotation @ found[:, :3, 3].mean(0))
 
 
 def extent_of(centers: torch.Tensor) -> float:
@@ -220,10 +237,9 @@ def measure(
     fps: float,
 ) -> dict[str, Any]:
     """Both passes over the frames."""
-    reader = Files(tuple(frames), name)
     with torch.inference_mode():
-        every = list(track(reader, scene=opened))
-        live = list(track(reader, scene=opened, capture=CaptureSettings(fps=fps)))
+        every = list(track(Files(tuple(frames), name), scene=opened))
+        live = list(track(Files(tuple(frames), name), scene=opened, capture=CaptureSettings(fps=fps)))
     return {
         "method": opened.locator.name,
         "map_bytes": opened.bytes,
@@ -323,7 +339,7 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{k:06d}.png",
             made.rgb[0, k],
             Original(f"{k:06d}.png", 480, 640, cameras.K[k].double()),
-            pose_of(cameras, k),
+            cameras[k].to(torch.float64),
         )
         for k in range(0, config.views, 2)
     ]
@@ -360,6 +376,12 @@ def bootstrap(
             reader, capture = Files(tuple(frames), name), CaptureSettings(fps=rate)
             updates = list(track(reader, scene=session, lens=lens if known else None, capture=capture))
             about: dict[str, Any] = {"keyframes": session.keyframes, "lens_line": session.lens_line}
+            session.finish()
+            stand = session.keyframe_poses()
+        unit = {number: root_of(number, session.joins)[1].scale for number in {update.map for update in updates}}
+        ends = [finished(u.anchor, unit[u.map], stand) if u.anchor else None for u in updates]
+        final = [replace(update, world_from_cam=pose) for update, pose in zip(updates, ends, strict=True)]
+        about["finished"] = errors(final, truth) | wrong_frames(final, truth)
         maps = {update.map for update in updates if update.world_from_cam is not None}
         first = next((k for k, update in enumerate(updates) if update.status == "tracking"), len(updates))
         updates, apart = one_frame(updates, session.joins)
@@ -431,20 +453,14 @@ def given(K: torch.Tensor, distortion: tuple[float, ...] = ()) -> GivenLens:
 def straight_focal(lens: GivenLens, frames: Sequence[tuple[str, np.ndarray]]) -> float:
     """The focal length in the frames' pixels once the lens's distortion is taken out of them."""
     assert lens.K is not None
-    height, width = frames[0][1].shape[:2]
     fx, fy, cx, cy = lens.K
     K = (fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0)
-    return float(Straighten(Lens(height, width, K, lens.distortion)).K[0, 0])
+    return float(Straighten(Lens(*frames[0][1].shape[:2], K, lens.distortion)).K[0, 0])
 
 
 def one_lens(K: torch.Tensor) -> bool:
     """Whether all views have the same intrinsics."""
     return bool(torch.allclose(K, K[:1].expand_as(K)))
-
-
-def pose_of(cameras: Cameras, index: int) -> Cameras:
-    """One camera in double precision, as a scene keeps it."""
-    return cameras[index].to(torch.float64)
 
 
 def main() -> None:

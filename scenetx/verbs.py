@@ -179,7 +179,7 @@ class Track:
     model: str = "auto"
     """Geometry model of the kv way: a name (scenetx models list) or a weight file."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Folder for trajectory_tum.txt and updates.jsonl (and the map, where one was made)."""
+    """Folder for trajectory_tum.txt and updates.jsonl (without a map also trajectory_final_tum.txt and the map)."""
     fps: float | None = None
     """Replay a file at this rate as if it were live; asked of a camera."""
     record: bool = False

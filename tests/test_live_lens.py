@@ -5,18 +5,24 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import live_room
 import numpy as np
 import pytest
 import torch
+from live_room import Shots, picture, room
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+import scenetx
+from scenetx.core.rigid import rotation_angle
+from scenetx.io.images import write_picture
 from scenetx.io.lens import distort
+from scenetx.live import grow
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
 from scenetx.live.classical_map import ClassicalMap, Lens, encode_grey
 from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.features import Features
-from scenetx.live.grow import FoundLens, GrowingMap
+from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings
 from scenetx.live.grown import Grown, grown_of
 from scenetx.live.intrinsics import GivenLens, Intrinsics, Straighten
 from scenetx.live.opening import Opening
@@ -24,8 +30,11 @@ from scenetx.live.points import PointSettings, Seen, Station, map_of, starts
 from scenetx.live.radial import bent, straight, with_lens
 from scenetx.live.track import Tracker
 from scenetx.live.update import Frame, Located
+from scenetx.pipeline.localize import localize
+from scenetx.pipeline.locators import open_map, scene_lenses
 
 HEIGHT, WIDTH, FOCAL, BEND = 480, 640, 520.0, -0.08
+ROOM_BEND = 0.15
 GREY = encode_grey(np.full((HEIGHT, WIDTH), 90, np.uint8), 320)
 
 
@@ -160,6 +169,43 @@ def test_a_map_begun_later_goes_on_with_the_lens(grown):
     assert not vague.holds
 
 
+def test_poses_are_held_back_while_new_estimates_move_the_cameras(grown, monkeypatch):
+    """A lens may be said to be known to a percent, and the next estimate puts the cameras elsewhere all the same."""
+    growing, _ = grown
+    settings = GrowSettings(lens_last=3, lens_sigma=0.0)  # it is never said to be known for good
+    later = GrowingMap(
+        growing.stations, growing.map, known_lens=False, settings=settings, links=growing.links, lens=growing.lens
+    )
+    for _ in range(2):
+        later.find_lens()
+        assert later.steady
+    depth = later.middle_depth
+    for shift, turn, away in ((0.02, 0.0, False), (0.06, 0.0, True), (0.0, 3.0, True)):
+        asked: list[int] = []
+
+        def elsewhere(*given, shift=shift, turn=turn, asked=asked, **named):
+            answer = adjust(*given, **named)
+            asked.append(1)
+            if len(asked) < 2:
+                return answer
+            poses = answer.world_from_cam.copy()
+            poses[-1, 0, 3] += shift * depth
+            poses[-1, :3, :3] = poses[-1, :3, :3] @ Rotation.from_euler("y", turn, degrees=True).as_matrix()
+            return replace(answer, world_from_cam=poses)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(grow, "adjust", elsewhere)
+            later.find_lens()
+        assert later.holds
+        assert later.steady is not away
+        assert grown_of(later, ClassicalSession().settings.locator, 8).steady is not away
+        said = []
+        for _ in range(0 if turn else 3):  # until that one is forgotten
+            later.find_lens()
+            said.append(later.steady)
+        assert said == ([] if turn else [not away, not away, True])
+
+
 def test_a_grown_map_straightens_frames_and_says_its_lens(grown):
     ready = grown_of(grown[0], ClassicalSession().settings.locator, 8)
     assert isinstance(ready, Grown)
@@ -192,6 +238,54 @@ def test_a_picture_is_straightened_as_its_features_are():
     assert with_lens(replace(raw, seen=None), 400.0, 0.1).features.xy[0, 0] == 43
     small = Straighten(Lens(HEIGHT, WIDTH, tuple(map(float, lens().ravel())), (0.1,)), same=True)
     assert tuple(small(torch.zeros(HEIGHT, WIDTH, 1, dtype=torch.uint8)).shape) == (HEIGHT, WIDTH, 1)
+
+
+@pytest.fixture(scope="module")
+def bent_walk() -> list[np.ndarray]:
+    """A walk through the room with a lens of `ROOM_BEND`, whose pictures are cut from larger straight ones."""
+    walls, out = room(0), []
+    y, x = np.mgrid[0 : live_room.HEIGHT, 0 : live_room.WIDTH] + 0.5
+    xy = straight(np.stack([x.ravel(), y.ravel()], axis=1), live_room.K.numpy(), ROOM_BEND)
+    at = torch.from_numpy(2 * xy / [live_room.WIDTH, live_room.HEIGHT] - 1).float().reshape(1, *x.shape, 2)
+    for pose in live_room.path(32)[:12]:
+        large = torch.from_numpy(picture(walls, pose.numpy(), 2 * live_room.HEIGHT, 2 * live_room.WIDTH))
+        made = torch.nn.functional.grid_sample(large.permute(2, 0, 1)[None].float(), at, align_corners=False)
+        out.append(made[0].permute(1, 2, 0).round().byte().numpy())
+    return out
+
+
+def test_a_found_lens_is_kept_in_the_scene_and_used_by_all_who_open_it(bent_walk, tmp_path):
+    with ClassicalSession(patient=True) as own:
+        for _ in scenetx.track(Shots(bent_walk), scene=own):
+            pass
+        own.finish()
+        made = own.scene()
+        assert own.growing is not None
+        found = own.growing.lens
+    assert abs(found.k1) > 0.02, "nothing to be kept"
+    made.save(tmp_path / "scene")
+    (lens,) = scene_lenses(tmp_path / "scene")
+    assert (lens.height, lens.width) == (live_room.HEIGHT, live_room.WIDTH)
+    assert lens.K[0] == pytest.approx(found.focal, rel=1e-9)
+    assert lens.distortion[0] == pytest.approx(found.k1, rel=1e-9)
+    assert not any(lens.distortion[1:])
+    # Where the session stood at each keyframe, both ways of placing its raw pictures put them again.
+    kept = dict(sorted((int(view.name[:6]) - 1, view) for view in made.registered))
+    for k in kept:
+        write_picture(tmp_path / "raw" / f"{k:03d}.png", bent_walk[k])
+    opened = open_map(tmp_path / "scene", "classical")
+    updates = list(scenetx.track(str(tmp_path / "raw"), scene=opened))
+    answers = localize(opened, [tmp_path / "raw" / f"{k:03d}.png" for k in kept])
+    assert len(updates) == len(answers) == len(kept) >= 4
+    for k, update, answer in zip(kept, updates, answers, strict=True):
+        camera = kept[k].camera
+        assert camera is not None
+        assert answer.found.located is not None
+        for pose in (update.world_from_cam, answer.found.located.world_from_cam):
+            assert pose is not None
+            off = torch.linalg.inv(camera.world_from_cam[0]) @ pose
+            assert float(off[:3, 3].norm()) < 0.005
+            assert float(torch.rad2deg(rotation_angle(off[:3, :3]))) < 0.3
 
 
 class Rough:

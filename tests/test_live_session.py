@@ -13,6 +13,7 @@ import scenetx
 from scenetx.core import InputError, umeyama
 from scenetx.core.rigid import rotation_from_rotvec
 from scenetx.live.adjust import adjust, adjusted_map
+from scenetx.live.anchors import FINAL, finished
 from scenetx.live.build import BuildSettings, build_map
 from scenetx.live.classical import ClassicalLocator
 from scenetx.live.classical_map import ClassicalMap
@@ -20,6 +21,7 @@ from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of
 from scenetx.live.grow import GrowingMap
 from scenetx.live.intrinsics import GivenLens, Intrinsics
+from scenetx.live.outputs import TUM, read_tum
 from scenetx.live.points import Station
 from scenetx.live.solve import with_focal
 from scenetx.live.track import Tracker, track_frames
@@ -70,6 +72,28 @@ def test_two_views_make_a_map_and_the_way_is_right_up_to_scale(session):
     assert own.keyframes >= 4
     assert "scale is its own" in updates[first].note
     assert sum(update.added for update in updates) >= 2
+
+
+def test_the_last_word_on_the_way_is_no_worse_than_what_was_said(session):
+    own, updates = session
+    keyframes = own.keyframe_poses()
+    assert len(keyframes) >= own.keyframes
+    numbers = [*range(32), *range(8, 16)]
+    said, final, true = [], [], []
+    for update, number in zip(updates, numbers, strict=True):
+        if update.status == "tracking" and update.world_from_cam is not None:
+            assert update.anchor is not None
+            pose = finished(update.anchor, 1.0, keyframes)
+            assert pose is not None
+            said.append(update.world_from_cam[:3, 3])
+            final.append(pose[:3, 3])
+            true.append(POSES[number][:3, 3])
+    truth = torch.stack(true)
+    live, last = (
+        float((umeyama(truth, each).apply(each) - truth).square().sum(1).mean().sqrt())
+        for each in (torch.stack(said), torch.stack(final))
+    )
+    assert last < 1.02 * live
 
 
 def test_the_place_is_found_again_in_a_map_of_its_own(session):
@@ -185,6 +209,8 @@ def test_track_without_a_map_needs_no_model(pictures, tmp_path, monkeypatch):
     scene = scenetx.load(tmp_path / "out" / MAP_FOLDER)
     assert len(scene.registered) >= 3
     assert any("reconstruct" in line for line in said)
+    assert len(read_tum(tmp_path / "out" / FINAL)) == len(read_tum(tmp_path / "out" / TUM)) == summary.posed
+    assert any("in the end" in line for line in said)
     # And `reconstruct` makes splats of it, with the map's cameras and points.
     quick = ["fit.steps=2", "fit.max_splats=600", "fit.pyramid=0", "eval_every=0", "preview=false"]
     settings = settings_for("draft", overrides=quick)

@@ -76,6 +76,21 @@ def test_wrong_frames_are_counted_in_a_frame_that_they_do_not_bend(bench):
     assert bench.errors(updates, truth)["ate_percent"] > 10
 
 
+def test_rotations_are_judged_where_the_path_is_a_line(bench):
+    """A fit to centres alone leaves the turn about the line to the noise."""
+    true = poses()
+    rng = np.random.default_rng(0)
+    true[:, :3, 3] = torch.linspace(0, 1, 40, dtype=torch.float64)[:, None] * torch.tensor([1.0, 2.0, 2.0])
+    found = true.clone()
+    found[:, :3, 3] += torch.from_numpy(0.002 * rng.normal(size=(40, 3)))
+    truth = {f"{k}.png": pose for k, pose in enumerate(true)}
+    updates = [update(k, pose) for k, pose in enumerate(found)]
+    assert bench.errors(updates, truth)["rotation_deg_median"] > 5
+    out = bench.wrong_frames(updates, truth)
+    assert out["wrong"] == 0
+    assert out["worst_deg"] < 0.5
+
+
 def test_a_pass_says_the_focal_length_beside_the_true_one(bench):
     K = torch.diag(torch.tensor([97.04, 97.04, 1.0], dtype=torch.float64))
     true = poses(6)

@@ -16,20 +16,20 @@ When a picture shows both, the two become one in the older one's frame (`meet`),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Original, Points, Scene, Sim3, View
+from scenetx.live.anchors import anchor_of, keyframe_poses
 from scenetx.live.classical import ClassicalSettings
 from scenetx.live.classical_map import encode_grey
-from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of
+from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of, reduced
 from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings, shift_and_turn
 from scenetx.live.grown import Grown, grown_of
 from scenetx.live.mapper import Mapper
@@ -37,7 +37,7 @@ from scenetx.live.meet import MeetSettings, closed, joined
 from scenetx.live.opening import Opening, OpeningSettings
 from scenetx.live.points import Seen, Station
 from scenetx.live.radial import bent, with_lens
-from scenetx.live.update import Located
+from scenetx.live.update import KeyframePoses, Located
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class _News:
     grown: Grown
     note: str = ""
     joined: tuple[int, Sim3] | None = None
+    rest: tuple[Station, ...] = ()
+    """Of a map just begun: pictures that waited for it too, and may join it yet."""
 
 
 class ClassicalSession:
@@ -123,6 +125,7 @@ class ClassicalSession:
         self._moved: Sim3 | None = None  # what the last swap did to the frame that poses are in
         self._lens: FoundLens | None = None  # once it holds: all maps are of one camera
         self._lens_known = False
+        self._rest: list[Station] = []  # of the map in use
         self._pictures: dict[str, tuple[UInt8[Tensor, "h w 3"], float]] = {}
         self._frame: UInt8[Tensor, "h w 3"] | None = None
         self._seen = self._failed = self._best = 0
@@ -192,6 +195,9 @@ class ClassicalSession:
             if self.patient:
                 self._take()
             guess = None if self._now is None else torch.from_numpy(self._now.made.world_from_cam[-1].copy())
+            while self.patient and self._rest:
+                self._join_rest()
+                self._take()
         if self._now is None:
             return None
         found = self._placed(self._active, image, K, guess)
@@ -204,13 +210,17 @@ class ClassicalSession:
             new = self._is_new(found)
             if new or self._doubts:
                 self._join(image, self._lens_of(self._active, image, K), found, check=not new)
+            else:
+                self._join_rest()
         note, self._note = self._note, ""
         if found.rough:
             note = "; ".join(part for part in (note, f"the lens is being estimated: {self.lens_line}") if part)
         if self._doubts:
             found = replace(found, confidence=min(found.confidence, self.settings.doubted))
             note = note or "the map's pictures contradict this pose"
-        return replace(found, note="; ".join(part for part in (note, found.note) if part), map=self._active)
+        anchor = anchor_of(found.world_from_cam.numpy(), self._now.made, self._now.depth)
+        note = "; ".join(part for part in (note, found.note) if part)
+        return replace(found, note=note, map=self._active, anchor=anchor)
 
     def _placed(
         self, number: int, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], guess: Float[Tensor, "4 4"] | None
@@ -221,7 +231,7 @@ class ClassicalSession:
         found = grown.locator.locate(straight, self._lens_of(number, image, K), guess)
         if found is None or self._given_lens:
             return found
-        return replace(found, image=straight, rough=not grown.holds)
+        return replace(found, image=straight, rough=not grown.steady)
 
     def _lens_of(self, number: int, image: Tensor, K: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
         """Once the focal length is known, the tracker keeps it, and follows a zoom."""
@@ -247,7 +257,7 @@ class ClassicalSession:
         """
         if not self._ready:
             raise InputError("map", "none yet", "move the camera sideways past something with texture")
-        grown = max(self._ready.values(), key=lambda each: len(each.made.names))
+        grown = self._largest()
         made, k1 = grown.made, grown.lens.k1
         views = []
         for name, pose, K in zip(made.names, made.world_from_cam, made.K, strict=True):
@@ -257,6 +267,16 @@ class ClassicalSession:
             original = Original(name, height, width, torch.from_numpy(K), (grown.lens.k1, 0.0, 0.0, 0.0) if k1 else ())
             views.append(View(name, grown.straight(picture), original, camera))
         return Scene(tuple(views), source="tracked without a map", points=self._points(grown), posed_by="model")
+
+    def keyframe_poses(self) -> KeyframePoses:
+        """See `MovesKeyframes`: of the map that `scene` gives; empty before there is one."""
+        if not self._ready:
+            return {}
+        grown = self._largest()
+        return keyframe_poses(grown.made, grown.heirs)
+
+    def _largest(self) -> Grown:
+        return max(self._ready.values(), key=lambda each: len(each.made.names))
 
     def map_points(self) -> Points | None:
         """See `GrowsMap`: the map in use."""
@@ -280,7 +300,7 @@ class ClassicalSession:
             return
         opening, lens, known = self._opening, self._lens, self._given_lens or self._lens_known
         self._tidy()
-        name, (picture, shrink) = f"{self._seen:06d}.png", _reduced(image, self.settings.largest)
+        name, (picture, shrink) = f"{self._seen:06d}.png", reduced(image, self.settings.largest)
         self._pictures[name] = (picture.clone(), shrink)
         wish = _Wish(name, grey_of(picture), np.eye(4), np.diag([shrink, shrink, 1.0]) @ K.double().numpy())
 
@@ -294,19 +314,28 @@ class ClassicalSession:
             if opened is None:
                 return None
             growing = GrowingMap(*opened, known_lens=known, settings=self.settings.grow, lens=lens)
+            rest: tuple[Station, ...] = ()
             if lens is None and not known:
-                self._look_for_lens(growing, opening.rest)
-            return _News(self._begun + 1, growing, grown_of(growing, self.settings.locator, self.settings.zooms))
+                growing.find_lens()
+                rest = opening.rest[:: max(1, len(opening.rest) // self.settings.lens_waiting)]
+            grown = grown_of(growing, self.settings.locator, self.settings.zooms)
+            return _News(self._begun + 1, growing, grown, rest=rest)
 
         self._ask(build)
 
-    def _look_for_lens(self, growing: GrowingMap, rest: Sequence[Station]) -> None:
-        """In some of the pictures that waited for a map, too. The mapper's."""
-        growing.find_lens()
-        for station in rest[:: max(1, len(rest) // self.settings.lens_waiting)]:
+    def _join_rest(self) -> None:
+        """Has one of the pictures that waited for the map taken in, for they tell of the lens as well. Only while there
+        is nothing else to do: a camera that runs is lost where its map does not grow with it."""
+        if not self._rest or self._mapper.busy:
+            return
+        number, growing, station = self._active, self._maps[self._active], self._rest.pop(0)
+
+        def build() -> _News | None:
             placed = growing.placed(station)
-            if placed is not None:
-                growing.add(placed)
+            taken = placed is not None and growing.add(placed) == "taken"
+            return self._met(number, growing) if taken else None
+
+        self._ask(build)
 
     def _ask(self, build: Callable[[], _News | None]) -> None:
         """Files wait for what is made, and have it at once."""
@@ -341,6 +370,7 @@ class ClassicalSession:
         if before in self._maps and before != number and len(self._maps[before].stations) < self.settings.young:
             del self._maps[before], self._ready[before]
         self._opening = self._fresh_opening()
+        self._rest = []
         self._failed = self._best = self._doubts = 0
 
     def _contradicted(self) -> bool:
@@ -369,7 +399,7 @@ class ClassicalSession:
     def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located, *, check: bool) -> None:
         """Has a frame taken into the map; ``check``: only asks whether the map bears its pose out."""
         number, growing = self._active, self._maps[self._active]
-        kept, shrink = _reduced(image, self.settings.largest)
+        kept, shrink = reduced(image, self.settings.largest)
         name, lens = f"{self._seen:06d}.png", np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
         wish = _Wish(name, grey_of(kept), found.world_from_cam.numpy().copy(), lens)
         if not check:
@@ -424,6 +454,7 @@ class ClassicalSession:
         self._take_lens(news.grown)
         if fresh:
             self._use(news.number)
+            self._rest = list(news.rest)
             self.added = True
             self._note = f"map of {self.keyframes} pictures; its scale is its own: 1 = {_UNIT}"
         if news.joined is not None:
@@ -447,6 +478,7 @@ class ClassicalSession:
     def _tidy(self) -> None:
         """Only pictures of a map, or of the opening that waits for one, are kept."""
         used = {name for growing in self._maps.values() for name in growing.map.names} | set(self._opening.names)
+        used |= {station.name for station in self._rest}
         self._pictures = {name: each for name, each in self._pictures.items() if name in used}
 
     def _points(self, grown: Grown) -> Points:
@@ -464,14 +496,3 @@ class ClassicalSession:
 
 
 _UNIT = "the median depth of what its first picture saw"
-
-
-def _reduced(image: UInt8[Tensor, "h w 3"], largest: int) -> tuple[UInt8[Tensor, "_ _ 3"], float]:
-    """The picture with a longer side of at most ``largest``, and by how much it shrank."""
-    height, width = int(image.shape[0]), int(image.shape[1])
-    shrink = min(1.0, largest / max(height, width))
-    if shrink == 1.0:
-        return image, 1.0
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    small = Image.fromarray(image.cpu().contiguous().numpy()).resize(size, Image.Resampling.BOX)
-    return torch.from_numpy(np.array(small)), size[0] / width

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
+import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
@@ -108,3 +109,14 @@ def match(
     ratios = np.sqrt(np.maximum(1 - first, 0) / np.maximum(1 - second, 1e-6))
     keep &= (ratios < ratio) & (first > 0.5)
     return rows[keep], best[keep], ratios[keep]
+
+
+def reduced(image: UInt8[Tensor, "h w 3"], largest: int) -> tuple[UInt8[Tensor, "_ _ 3"], float]:
+    """The picture with a longer side of at most ``largest``, and by how much it shrank."""
+    height, width = int(image.shape[0]), int(image.shape[1])
+    shrink = min(1.0, largest / max(height, width))
+    if shrink == 1.0:
+        return image, 1.0
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    small = Image.fromarray(image.cpu().contiguous().numpy()).resize(size, Image.Resampling.BOX)
+    return torch.from_numpy(np.array(small)), size[0] / width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
+from scenetx.live.anchors import Heir, heirs_of
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.expected import feature_rows, points_seen, seen_where_expected
 from scenetx.live.features import match, unit
@@ -59,6 +61,10 @@ class GrowSettings:
     """Pictures up to which it is looked for anew with each picture, and"""
     lens_seldom: int = 5
     """with each so-many-th from then on."""
+    steady: float = 1.25
+    """Degrees by which the last estimates may have moved what a keyframe sees (its turn, and its shift by the depth),
+    for poses to be said, until it is twice that: they are told in the map's frame as they come, and when that moves
+    away they are wrong."""
     lens_before: float = 0.02
     """Relative standard deviation, at least, of one that an earlier map found."""
     lens_slack: float = 2.0
@@ -101,7 +107,10 @@ class GrowingMap:
         self.lens = lens or FoundLens(float(made.K[0, 0, 0]))
         before = lens is not None and lens.sigma < 2 * self.settings.lens_use
         self.holds = known_lens or before
-        """Whether the lens is known well enough for poses to be right."""
+        """Whether the lens is known well enough for matches to be looked for along epipolar lines;"""
+        self.steady = self.holds
+        """and for poses to be said: it is, and the cameras stay where they are when it is estimated anew."""
+        self._estimates: deque[dict[str, Float[np.ndarray, "4 4"]]] = deque(maxlen=self.settings.lens_last)
         self._focals = [self.lens.focal] * self.settings.lens_last if before else []
         self._lens_adjust = self.settings.lens_adjust
         if lens is not None and before and not known_lens:
@@ -111,6 +120,8 @@ class GrowingMap:
                 self._lens_adjust, focal=focal, focal_sigma=sigma, k1=lens.k1, k1_sigma=k1_sigma
             )
         self._stations = list(stations)
+        self.heirs: dict[str, Heir] = {}
+        """Of the pictures that were dropped as redundant, in the order of their going."""
         self._links: dict[tuple[str, str], Int[np.ndarray, "2 k"]] = dict(links or {})
         for k in range(1, len(self._stations) if links is None else 0):
             self._match(self._stations[k], self._stations[:k])
@@ -148,7 +159,7 @@ class GrowingMap:
             self._drop(len(self._stations) - 1)
             return "little"
         count, settings = len(self._stations), self.settings
-        if self.known_lens or (self.holds and count > settings.lens_often and count % settings.lens_seldom):
+        if self.known_lens or (self.steady and count > settings.lens_often and count % settings.lens_seldom):
             self.map = self._adjusted(made)
             self._follow()
         else:
@@ -281,7 +292,7 @@ class GrowingMap:
             answer = adjust(made, every, lens=True, k1=self.lens.k1, settings=self._lens_adjust)
             focal = self.lens.focal * answer.zoom
             self.lens = FoundLens(focal, answer.k1, answer.zoom_sigma, answer.k1_sigma)
-            self.map = _same_scale(adjusted_map(made, answer), made)
+            self.map = _same_way(adjusted_map(made, answer), made)
             self._follow(pictures=False)
         self._follow()
         self._focals.append(self.lens.focal)
@@ -295,6 +306,21 @@ class GrowingMap:
             self.lens.sigma < settings.lens_sigma or len(self._stations) >= settings.lens_done
         )
         self.map = self._made()
+        self._estimates.append({each.name: each.world_from_cam for each in self._stations})
+        self.steady = self.known_lens or (self.holds and self._stays())
+
+    def _stays(self) -> bool:
+        """Whether the cameras are where the last estimates had them. The lens's standard deviation does not tell that:
+        it supposes errors of the pictures' own, and how far poses are off hangs on how the camera moved."""
+        *earlier, now = self._estimates
+        depth = self.middle_depth
+        for before in earlier:
+            both = [name for name in now if name in before]
+            steps = [shift_and_turn(now[name], before[name][None]) for name in both]
+            away, turned = np.concatenate(steps, axis=1)
+            if (np.degrees(np.arctan(away / depth)) + turned).max() > self.settings.steady * (2 if self.steady else 1):
+                return False
+        return True
 
     def _match_anew(self) -> None:
         """Along epipolar lines, for the lens is known now."""
@@ -333,8 +359,10 @@ class GrowingMap:
         poses = torch.from_numpy(np.stack([station.world_from_cam for station in self._stations[2:]]))
         depth = torch.full((len(poses),), self.middle_depth, dtype=torch.float64)
         kept = spread(poses, depth, self.settings.most - 2, KeyframeSettings())
-        for number in sorted(set(range(len(poses))) - set(kept), reverse=True):
-            self._drop(number + 2)
+        dropped = sorted((number + 2 for number in set(range(len(poses))) - set(kept)), reverse=True)
+        self.heirs |= heirs_of(self.map, dropped, self.middle_depth)
+        for number in dropped:
+            self._drop(number)
         self.map = self._made()
 
     @property
@@ -359,6 +387,20 @@ def _same_scale(now: ClassicalMap, before: ClassicalMap) -> ClassicalMap:
         depths.append(each.positions[rows] @ cam_from_world[2, :3] + cam_from_world[2, 3])
     good = (depths[0] > 1e-9) & (depths[1] > 1e-9)
     scale = float(np.median(depths[0][good] / depths[1][good])) if good.any() else 1.0
+    return _about_first(now, scale)
+
+
+def _same_way(now: ClassicalMap, before: ClassicalMap) -> ClassicalMap:
+    """The map, scaled so that its cameras stay, as well as they can, where they were. Another focal length changes all
+    depths at once: by them the way would be told in another unit than before."""
+    eye = now.world_from_cam[0, :3, 3]
+    here, there = now.world_from_cam[:, :3, 3] - eye, before.world_from_cam[:, :3, 3] - eye
+    scale = float((here * there).sum() / max((here * here).sum(), 1e-24))
+    return _about_first(now, scale if scale > 1e-6 else 1.0)
+
+
+def _about_first(now: ClassicalMap, scale: float) -> ClassicalMap:
+    """The map scaled about its first camera."""
     eye, poses = now.world_from_cam[0, :3, 3], now.world_from_cam.copy()
     poses[:, :3, 3] = eye + scale * (poses[:, :3, 3] - eye)
     return replace(now, world_from_cam=poses, positions=eye + scale * (now.positions - eye))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from scenetx.live.anchors import Heir
 from scenetx.live.classical import ClassicalLocator, ClassicalSettings
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.grow import FoundLens, GrowingMap
@@ -21,10 +23,14 @@ class Grown:
     locator: ClassicalLocator
     known_lens: bool
     holds: bool
-    """Whether the lens is known well enough for poses to be right."""
+    """Whether the lens is known well enough for other maps to begin with it;"""
+    steady: bool
+    """and for poses to be said."""
     lens: FoundLens
     depth: float
     made: ClassicalMap
+    heirs: Mapping[str, Heir] = field(default_factory=dict)
+    """Of the pictures it dropped."""
 
     def K(self, height: int, width: int) -> Float[np.ndarray, "3 3"]:
         """Intrinsics, as the map has them, of frames of this size."""
@@ -49,4 +55,13 @@ def grown_of(growing: GrowingMap, settings: ClassicalSettings, zooms: int) -> Gr
     tells = growing.known_lens and len(growing.stations) >= zooms
     how = settings if tells else replace(settings, zoom=float("inf"), drift=float("inf"))
     locator = ClassicalLocator(growing.map, how)
-    return Grown(locator, growing.known_lens, growing.holds, growing.lens, growing.middle_depth, growing.map)
+    return Grown(
+        locator=locator,
+        known_lens=growing.known_lens,
+        holds=growing.holds,
+        steady=growing.steady,
+        lens=growing.lens,
+        depth=growing.middle_depth,
+        made=growing.map,
+        heirs=dict(growing.heirs),
+    )

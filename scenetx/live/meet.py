@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 
 from scenetx.core import Sim3
+from scenetx.live.anchors import scaled
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.expected import feature_rows, pixels_of, points_seen, seen_where_expected
 from scenetx.live.features import match, unit
@@ -121,6 +122,7 @@ def joined(
         links={**a.links, **b.links},
         lens=a.lens,
     )
+    whole.heirs = {**a.heirs, **scaled(b.heirs, a_from_b.scale)}
     for each in moved:
         whole.match_points(each, settings.reach * max(each.size) / 640, a.map)
     ours = {each.name for each in a.stations}
@@ -154,6 +156,7 @@ def closed(growing: GrowingMap, settings: MeetSettings) -> GrowingMap | None:
     bent = _bent(stations, int(np.flatnonzero(far).max()), found)
     lens, known = growing.lens, growing.known_lens
     whole = GrowingMap(bent, made, known_lens=known, settings=growing.settings, links=growing.links, lens=lens)
+    whole.heirs = dict(growing.heirs)
     names = {newest.name, *(each.name for each in about)}
     for each in bent:
         if each.name in names:

@@ -72,6 +72,9 @@ def as_json(update: Update) -> Mapping[str, Any]:
     }
     if update.name:
         out["name"] = update.name
+    if update.anchor is not None:
+        out["keyframe"] = update.anchor.name
+        out["keyframe_from_cam"] = update.anchor.keyframe_from_cam.flatten().tolist()
     if update.image is not None:
         out["height"], out["width"] = int(update.image.shape[0]), int(update.image.shape[1])
     return out

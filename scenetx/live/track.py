@@ -143,6 +143,7 @@ class Tracker:
             image=image,
             name=frame.name,
             map=self._map,
+            anchor=None if located is None else located.anchor,
         )
 
     def _look(self, image: Tensor, K: Tensor, seconds: float) -> tuple[Located | None, str]:

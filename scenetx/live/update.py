@@ -30,6 +30,18 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """Where a frame was, as a keyframe near it saw it: what stays when keyframes are moved later."""
+
+    name: str
+    keyframe_from_cam: Float[Tensor, "4 4"]  # float64, in the unit of the map that the frame was placed in
+
+
+KeyframePoses = Mapping[str, Float[Tensor, "4 4"]]
+"""world_from_cam (float64) of keyframes by name."""
+
+
+@dataclass(frozen=True)
 class Located:
     """Where a picture was taken, as a map sees it."""
 
@@ -43,6 +55,7 @@ class Located:
     map: int = 0  # number of the map whose frame the pose is in, for a locator that has several (`ManyMaps`)
     rough: bool = False  # the map's lens is still being looked for: the pose is about right
     image: UInt8[Tensor, "h w 3"] | None = None  # the picture as it was placed, if the locator straightened it
+    anchor: Anchor | None = None  # of a map whose keyframes may be moved yet
 
 
 @runtime_checkable
@@ -121,6 +134,15 @@ class ManyMaps(Protocol):
         ...
 
 
+@runtime_checkable
+class MovesKeyframes(Protocol):
+    """A `Locator` whose keyframes are moved while it tracks: by loops that close, a lens that is known better."""
+
+    def keyframe_poses(self) -> KeyframePoses:
+        """All keyframes of the map that is kept, as they stand now; those that were dropped as redundant, too."""
+        ...
+
+
 @dataclass(frozen=True)
 class Update:
     """What a tracker says of one frame."""
@@ -140,3 +162,4 @@ class Update:
     image: UInt8[Tensor, "h w 3"] | None = None  # the frame, its lens's distortion removed, for viewers
     name: str = ""  # the frame's file name, if it has one
     map: int = 0  # number of the map whose frame `world_from_cam` is in (`ManyMaps.joins` says how maps lie)
+    anchor: Anchor | None = None  # of a map whose keyframes may be moved yet: what the last word on this frame hangs on

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scenetx.core import InputError, Sim3
+from scenetx.live.anchors import FINAL, write_final
 from scenetx.live.capture import Capture, CaptureSettings
 from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens, Intrinsics
@@ -22,7 +23,7 @@ from scenetx.live.outputs import VIDEO, Recorder, Trajectory
 from scenetx.live.pose_stream import open_stream
 from scenetx.live.source import Reader
 from scenetx.live.track import Tracker, TrackSettings, track_frames
-from scenetx.live.update import GrowsMap, Locator, ManyMaps, Status, Update
+from scenetx.live.update import GrowsMap, Locator, ManyMaps, MovesKeyframes, Status, Update
 from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
 from scenetx.pipeline.track_view import Growing, TrackView
 
@@ -131,7 +132,8 @@ def run_track(
 ) -> TrackSummary:
     """Tracks until the source ends or Ctrl-C, with all outputs that the plan asks for; what was found is kept.
 
-    A map made on the way is written to OUTPUT/map-scene, a scene folder that `reconstruct` can go on with.
+    A map made on the way is written to OUTPUT/map-scene, a scene folder that `reconstruct` can go on with; and the
+    poses in its frame, as its keyframes stand in the end, to OUTPUT/trajectory_final_tum.txt (`anchors`).
     """
     tell = say or log.info
     opened, scene_from_world = _in_known_scale(plan, _opened(plan.map, plan.method, plan.model, plan.lens, tell), tell)
@@ -161,10 +163,8 @@ def run_track(
                     tell(_state_line(update))
                     status = update.status
         _keep_map(plan, opened.locator, tell)
-    if plan.output is not None and isinstance(opened.locator, ManyMaps):
-        one, apart = into_one_frame(plan.output, opened.locator.joins)
-        if apart:
-            tell(f"{one} poses are in one frame; {apart} are of maps that never met it and have files of their own")
+    if plan.output is not None and plan.map is None:
+        _last_word(plan.output, opened.locator, tell)
     return tally.summary()
 
 
@@ -241,6 +241,20 @@ def _keep_map(plan: TrackPlan, locator: Locator, say: Say) -> None:
         say(str(error))
         return
     say(f"map in {plan.output / MAP_FOLDER} (scenetx reconstruct makes splats of it)")
+
+
+def _last_word(output: Path, locator: Locator, say: Say) -> None:
+    """What of a trajectory can be said at the end only: how several maps lie, and where moved keyframes put it."""
+    joins = locator.joins if isinstance(locator, ManyMaps) else {}
+    if isinstance(locator, ManyMaps):
+        one, apart = into_one_frame(output, joins)
+        if apart:
+            say(f"{one} poses are in one frame; {apart} are of maps that never met it and have files of their own")
+    keyframes = locator.keyframe_poses() if isinstance(locator, MovesKeyframes) else {}
+    if keyframes:
+        count, left = write_final(output, keyframes, joins)
+        others = f"; {left} are of another map" if left else ""
+        say(f"{count} poses as the map has them in the end in {output / FINAL}{others}")
 
 
 def _close(locator: Locator) -> None:
