@@ -15,11 +15,10 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import fingerprint
 from scenetx.fit.densify import Classic, Mcmc, relocated
 from scenetx.fit.exposure import Exposure, corrected_torch
-from scenetx.fit.initialise import camera_spacing, first_gaussians, strays, viewing_distance
+from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.optimize import _Fit
 from scenetx.fit.photometric import emptiness_loss, photometric_loss, photometric_loss_torch
 from scenetx.fit.poses import Poses, gauge_directions
-from scenetx.fit.settings import drop_for
 from scenetx.fit.targets import target_view
 from scenetx.fit.trainable import activated, thinned, trainable
 from scenetx.splat import ScreenStats, rasterize
@@ -555,18 +554,6 @@ def test_splats_left_out_are_made_up_for(truth):
     torch.testing.assert_close(draws.mean(0), faint.opacities, rtol=0.05, atol=0)
     assert float(thinned(truth, 0.6, generator).opacities.max()) <= 1
     assert thinned(truth, 0.0, generator) is truth
-
-
-def test_few_photos_from_far_apart_places_leave_splats_out():
-    assert drop_for(9, 0.31) == 0.2
-    assert drop_for(9, 0.06) == drop_for(60, 0.31) == 0
-
-
-def test_spacing_is_the_angle_between_neighbours(truth):
-    """A ring of 15 cameras, of which every 5th is held out: most training cameras have a neighbour 24 degrees away."""
-    scene = scene_of(truth, ring(15))
-    assert camera_spacing(scene) == pytest.approx(2 * math.sin(math.radians(12)), rel=0.1)
-    assert camera_spacing(dataclasses.replace(scene, views=scene.views[1:2])) == 0
 
 
 def test_presets_rise():

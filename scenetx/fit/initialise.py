@@ -108,18 +108,6 @@ def viewing_distance(scene: Scene) -> float:
     return float(known.median()) if len(known) >= 50 else 1.1 * scene.extent
 
 
-def camera_spacing(scene: Scene) -> float:
-    """Median distance of the training cameras to their nearest other, in viewing distances; 0 for a single one.
-
-    For cameras that look at one thing, about the angle in radians between neighbouring views of it.
-    """
-    centers = torch.cat([view.camera.centers for view in scene.training if view.camera is not None]).double()
-    if len(centers) < 2:
-        return 0.0
-    nearest = cKDTree(centers.numpy()).query(centers.numpy(), k=2)[0][:, 1]
-    return float(np.median(nearest)) / viewing_distance(scene)
-
-
 def strays(gaussians: Gaussians, scene: Scene) -> Bool[Tensor, "g"]:
     """Faint splats that noise carried more than `STRAY` viewing distances away from every training camera.
 

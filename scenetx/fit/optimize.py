@@ -18,9 +18,9 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import camera_spacing, first_gaussians, strays, viewing_distance
+from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.poses import Poses
-from scenetx.fit.settings import FitSettings, drop_for
+from scenetx.fit.settings import FitSettings
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, grow_bands, thinned, trainable
 from scenetx.measure.image import psnr
@@ -113,7 +113,6 @@ class _Fit:
         self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
         self.stats = ScreenStats.zeros(len(first), settings.device) if settings.strategy == "classic" else None
-        self.drop = drop_for(len(self.views), camera_spacing(scene)) if settings.drop is None else settings.drop
         self.exposure = self._exposure()
         self.poses = self._poses()
 
@@ -170,7 +169,7 @@ class _Fit:
         target = self.views[index].at(self._level())
         gaussians = activated(self.table, antialiased=s.antialiased)
         background = self._background(target)
-        seen = thinned(gaussians, self.drop * self._progress(), self._generator("drop", self.step))
+        seen = thinned(gaussians, s.drop * self._progress(), self._generator("drop", self.step))
         rgb = self._render(seen, target, index, background)
         loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":

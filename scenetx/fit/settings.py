@@ -44,7 +44,7 @@ class FitSettings:
     scale_reg: float = 0.003
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     random_background: bool = False
-    drop: float | None = None  # share of the splats that the last steps leave out; None: see drop_for
+    drop: float = 0.0  # share of the splats that the last steps leave out; for few photos from far-apart places
 
     # how splats come and go
     strategy: Strategy = "mcmc"
@@ -89,7 +89,7 @@ class FitSettings:
             raise InputError("fit setting sh_degree", self.sh_degree, "use 0 to 3")
         if not 0 <= self.pyramid <= 4:
             raise InputError("fit setting pyramid", self.pyramid, "use 0 to 4")
-        if self.drop is not None and not 0 <= self.drop < 1:
+        if not 0 <= self.drop < 1:
             raise InputError("fit setting drop", self.drop, "use a share from 0 to below 1")
         if self.strategy not in ("mcmc", "classic"):
             raise InputError("fit setting strategy", self.strategy, "use mcmc or classic")
@@ -115,15 +115,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "means_lr_end": 8e-6,
     },
 }
-
-
-def drop_for(num_views: int, spacing: float) -> float:
-    """`FitSettings.drop` for so many training pictures, neighbours ``spacing`` viewing distances apart (about radians).
-
-    DropGaussian's 0.2 for few photos from far-apart places, whose fit learns them by heart; none for others, which it
-    only blurs. Measured in benchmarks/README.md.
-    """
-    return 0.2 if num_views <= 30 and spacing > 0.2 else 0.0
 
 
 def settings_for(quality: str = "standard", num_views: int = 50, **changes: Any) -> FitSettings:
