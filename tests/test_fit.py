@@ -20,7 +20,7 @@ from scenetx.fit.optimize import _Fit
 from scenetx.fit.photometric import emptiness_loss, photometric_loss, photometric_loss_torch
 from scenetx.fit.poses import Poses, gauge_directions
 from scenetx.fit.targets import target_view
-from scenetx.fit.trainable import activated, thinned, trainable
+from scenetx.fit.trainable import activated, shorten_needles, thinned, trainable
 from scenetx.splat import ScreenStats, rasterize
 
 HEIGHT, WIDTH = 48, 64
@@ -539,7 +539,9 @@ def test_losses_that_are_not_finite_are_skipped_and_then_refused(scene):
         fit.advance()
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"drop": 1.0}, {"sh_degree": 4}, {"pyramid": -1}, {"no_such": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"drop": 1.0}, {"max_aspect": 0.5}, {"sh_degree": 4}, {"pyramid": -1}, {"no_such": 1}]
+)
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError):
         settings_for("draft", 10, **changes)
@@ -554,6 +556,22 @@ def test_splats_left_out_are_made_up_for(truth):
     torch.testing.assert_close(draws.mean(0), faint.opacities, rtol=0.05, atol=0)
     assert float(thinned(truth, 0.6, generator).opacities.max()) <= 1
     assert thinned(truth, 0.0, generator) is truth
+
+
+def test_needles_are_shortened_and_discs_are_not(truth):
+    scales = torch.tensor([[4.0, 0.1, 0.2], [0.3, 0.3, 1e-4], [0.01, 0.05, 0.02]])
+    table = trainable(dataclasses.replace(truth[:3], scales=scales), selective=True)
+    shorten_needles(table, 5.0)
+    wanted = scales.clone()
+    wanted[0, 0] = 1.0
+    torch.testing.assert_close(table["log_scales"].detach().exp(), wanted)
+    shorten_needles(table, math.inf)
+    torch.testing.assert_close(table["log_scales"].detach().exp(), wanted)
+
+
+def test_no_splat_of_a_fit_is_a_needle(scene):
+    scales = last(scene, quick(steps=60, max_aspect=2.0, aspect_interval=1)).gaussians.scales.sort(dim=1).values
+    assert float((scales[:, 2] / scales[:, 1]).max()) < 2.001
 
 
 def test_presets_rise():

@@ -22,7 +22,7 @@ from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
 from scenetx.fit.targets import Target, TargetView, target_view
-from scenetx.fit.trainable import activated, grow_bands, thinned, trainable
+from scenetx.fit.trainable import activated, grow_bands, shorten_needles, thinned, trainable
 from scenetx.measure.image import psnr
 from scenetx.splat import ScreenStats, rasterize
 
@@ -229,6 +229,8 @@ class _Fit:
     def _refine(self) -> None:
         s = self.settings
         done = self.step + 1
+        if done % s.aspect_interval == 0:
+            shorten_needles(self.table, s.max_aspect)
         due = done % s.refine_interval == 0 and s.refine_start <= done / s.steps <= s.refine_stop
         if due:
             generator = self._generator("refine", self.step)

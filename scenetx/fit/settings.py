@@ -46,6 +46,10 @@ class FitSettings:
     random_background: bool = False
     drop: float = 0.0  # share of the splats that the last steps leave out; for few photos from far-apart places
 
+    # shape
+    max_aspect: float = 6.0  # a splat's longest axis by its middle one: needles hide where no photo looks along them
+    aspect_interval: int = 20  # steps
+
     # how splats come and go
     strategy: Strategy = "mcmc"
     refine_start: float = 0.05  # shares of the steps
@@ -82,7 +86,15 @@ class FitSettings:
     max_bad_steps: int = 50  # steps with a loss that is not finite before giving up
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "max_splats", "refine_interval", "sh_interval", "eval_interval"):
+        for name in (
+            "steps",
+            "width",
+            "max_splats",
+            "refine_interval",
+            "sh_interval",
+            "eval_interval",
+            "aspect_interval",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"fit setting {name}", getattr(self, name), "use at least 1")
         if not 0 <= self.sh_degree <= 3:
@@ -91,6 +103,8 @@ class FitSettings:
             raise InputError("fit setting pyramid", self.pyramid, "use 0 to 4")
         if not 0 <= self.drop < 1:
             raise InputError("fit setting drop", self.drop, "use a share from 0 to below 1")
+        if not self.max_aspect >= 1:
+            raise InputError("fit setting max_aspect", self.max_aspect, "use at least 1; inf for no limit")
         if self.strategy not in ("mcmc", "classic"):
             raise InputError("fit setting strategy", self.strategy, "use mcmc or classic")
 

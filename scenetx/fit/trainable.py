@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,18 @@ def thinned(gaussians: Gaussians, rate: float, generator: torch.Generator) -> Ga
         return gaussians
     kept = (torch.rand(len(gaussians), generator=generator) >= rate).to(gaussians.opacities)
     return replace(gaussians, opacities=(gaussians.opacities * kept / (1 - rate)).clamp(max=1))
+
+
+def shorten_needles(table: Adam, max_aspect: float) -> None:
+    """The longest axis of each splat at most ``max_aspect`` times its middle one; discs may be as flat as they like.
+
+    Few photos leave room for needles that point at them and are hidden from all others, and that any view between them
+    shows. PhysGaussian (arXiv 2311.12198) and others bound the longest by the shortest axis, by a loss.
+    """
+    with torch.no_grad():
+        scales = table["log_scales"]
+        middle = scales.sort(dim=1).values[:, 1:2]
+        scales.copy_(torch.minimum(scales, middle + math.log(max_aspect)))
 
 
 def rows_of(table: Adam, rows: Int[Tensor, "n"]) -> dict[str, Tensor]:
