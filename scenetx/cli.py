@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,27 @@ def main(arguments: list[str] | None = None) -> None:
         Doctor: _doctor,
     }
     try:
-        verbs[type(verb)](verb, console)
+        with _stopped_by_kill():
+            verbs[type(verb)](verb, console)
     except InputError as error:
         console.print(f"scenetx: {error}", style="bold red", markup=False, soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         console.print("interrupted; what is done is kept, the same command goes on", markup=False)
         raise SystemExit(130) from None
+
+
+@contextmanager
+def _stopped_by_kill() -> Iterator[None]:
+    """Inside the block SIGTERM, as a service manager or a machine that shuts down sends it, is obeyed as Ctrl-C is."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that may say how signals are taken
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _reconstruct(verb: Reconstruct, console: Console) -> None:

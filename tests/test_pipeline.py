@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +104,16 @@ def test_metrics_say_what_was_measured(done: tuple[Scene, Path]):
     assert "held out" in metrics["protocol"]
     assert metrics["gaussians"] == len(scene.gaussians) <= 1500
     assert {"open", "cameras", "splats", "score"} <= set(metrics["seconds"])
+
+
+def test_kill_stops_a_verb_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("scenetx.cli._doctor", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor"])
+    assert stopped.value.code == 130
+    assert "goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_many_pictures_get_more_steps_unless_a_number_was_asked_for():
