@@ -229,7 +229,7 @@ class _Fit:
     def _refine(self) -> None:
         s = self.settings
         done = self.step + 1
-        if done % s.aspect_interval == 0:
+        if s.max_aspect and done % s.aspect_interval == 0:
             shorten_needles(self.table, s.max_aspect)
         due = done % s.refine_interval == 0 and s.refine_start <= done / s.steps <= s.refine_stop
         if due:

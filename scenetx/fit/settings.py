@@ -47,7 +47,7 @@ class FitSettings:
     drop: float = 0.0  # share of the splats that the last steps leave out; for few photos from far-apart places
 
     # shape
-    max_aspect: float = 6.0  # a splat's longest axis by its middle one: needles hide where no photo looks along them
+    max_aspect: float = 0.0  # a splat's longest axis by its middle one, at most; 0 = no limit (benchmarks/README.md)
     aspect_interval: int = 20  # steps
 
     # how splats come and go
@@ -103,8 +103,8 @@ class FitSettings:
             raise InputError("fit setting pyramid", self.pyramid, "use 0 to 4")
         if not 0 <= self.drop < 1:
             raise InputError("fit setting drop", self.drop, "use a share from 0 to below 1")
-        if not self.max_aspect >= 1:
-            raise InputError("fit setting max_aspect", self.max_aspect, "use at least 1; inf for no limit")
+        if self.max_aspect != 0 and not self.max_aspect >= 1:
+            raise InputError("fit setting max_aspect", self.max_aspect, "use at least 1, or 0 for no limit")
         if self.strategy not in ("mcmc", "classic"):
             raise InputError("fit setting strategy", self.strategy, "use mcmc or classic")
 
