@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from scenetx.core import Gaussians, Scene, View
-from scenetx.fit.targets import reduced, reduced_mask
+from scenetx.fit.targets import reduced, target_view
 from scenetx.measure.image import WINDOW, color_corrected, psnr, ssim
 from scenetx.splat import Backend, rasterize
 
@@ -57,7 +57,7 @@ def evaluate_views(
 
     The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; only
     `psnr_corrected` knows the photo's exposure; pixels outside a view's mask do not count. A view without a camera is
-    left out.
+    left out. Raises InputError where a picture that is to be reduced is below the SSIM window.
     """
     chosen = scene.held_out if views is None else views
     scores: dict[str, float] = {}
@@ -72,9 +72,9 @@ def evaluate_views(
             rgb = rasterize(gaussians, camera, background=torch.tensor(background), backend=backend).rgb[0]
         render, image, mask = rgb.cpu().clamp(0, 1).mul(255).round().byte(), view.image, view.mask
         if width is not None and width < max(view.height, view.width):
-            height, wide = (max(1, round(side * width / max(view.height, view.width))) for side in image.shape[:2])
-            render, image = reduced(render, height, wide), reduced(image, height, wide)
-            mask, _ = reduced_mask(view, height, wide)
+            target = target_view(view, width=width, pyramid=0).levels[0]
+            image, mask = target.photo, target.mask
+            render = reduced(render, *image.shape[:2])
         shown, photo = render.float() / 255, image.float() / 255
         scores[view.name] = psnr(shown, photo, mask)
         corrected[view.name] = psnr(color_corrected(shown, photo, mask), photo, mask)

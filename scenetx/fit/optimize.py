@@ -29,6 +29,7 @@ from scenetx.splat import ScreenStats, rasterize
 log = logging.getLogger(__name__)
 VISIBLE = 1 / 255  # a fainter splat changes no 8-bit picture
 _UPDATE_SECONDS = 0.5
+_ASPECT_STEPS = 20  # between two looks for needles
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ class _Fit:
         target = self.views[index].at(self._level())
         gaussians = activated(self.table, antialiased=s.antialiased)
         background = self._background(target)
-        seen = thinned(gaussians, s.drop * self._progress(), self._generator("drop", self.step))
+        seen = gaussians
+        if s.drop > 0:
+            seen = thinned(gaussians, s.drop * self._progress(), self._generator("drop", self.step))
         rgb = self._render(seen, target, index, background)
         loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
@@ -229,7 +232,7 @@ class _Fit:
     def _refine(self) -> None:
         s = self.settings
         done = self.step + 1
-        if s.max_aspect and done % s.aspect_interval == 0:
+        if s.max_aspect and done % _ASPECT_STEPS == 0:
             shorten_needles(self.table, s.max_aspect)
         due = done % s.refine_interval == 0 and s.refine_start <= done / s.steps <= s.refine_stop
         if due:

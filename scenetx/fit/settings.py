@@ -48,7 +48,6 @@ class FitSettings:
 
     # shape
     max_aspect: float = 0.0  # a splat's longest axis by its middle one, at most; 0 = no limit (benchmarks/README.md)
-    aspect_interval: int = 20  # steps
 
     # how splats come and go
     strategy: Strategy = "mcmc"
@@ -86,15 +85,7 @@ class FitSettings:
     max_bad_steps: int = 50  # steps with a loss that is not finite before giving up
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "width",
-            "max_splats",
-            "refine_interval",
-            "sh_interval",
-            "eval_interval",
-            "aspect_interval",
-        ):
+        for name in ("steps", "width", "max_splats", "refine_interval", "sh_interval", "eval_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"fit setting {name}", getattr(self, name), "use at least 1")
         if not 0 <= self.sh_degree <= 3:

@@ -66,7 +66,7 @@ def target_view(view: View, *, width: int, pyramid: int, device: str = "cpu") ->
         height, wide = (max(WINDOW, round(side * factor / 2**level)) for side in (view.height, view.width))
         if level and min(height, wide) < LEAST_SIDE:
             break
-        mask, empty = reduced_mask(view, height, wide)
+        mask, empty = _reduced_mask(view, height, wide)
         photo = reduced(view.image, height, wide)
         parts = [None if part is None else part.to(device) for part in (mask, empty)]
         camera = view.camera.to(torch.float32).resized(height, wide).to(device)
@@ -82,7 +82,7 @@ def reduced(image: UInt8[Tensor, "h w 3"], height: int, width: int) -> UInt8[Ten
     return small[0].permute(1, 2, 0).add(0.5).clamp(0, 255).byte().contiguous()
 
 
-def reduced_mask(view: View, height: int, width: int) -> tuple[Bool[Tensor, "h w"] | None, Bool[Tensor, "h w"] | None]:
+def _reduced_mask(view: View, height: int, width: int) -> tuple[Bool[Tensor, "h w"] | None, Bool[Tensor, "h w"] | None]:
     """The mask of a reduced picture, and where it is empty. Between them lies the rim, whose colours are mixed."""
     if view.mask is None:
         return None, None
