@@ -8,7 +8,6 @@ and what scale drifts within a map is little of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scenetx.core.atomic import write_bytes
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.one_frame import Joins, root_of
-from scenetx.live.outputs import BELIEVED, LINES, TUM_HEADER, tum_line
+from scenetx.live.outputs import believed, write_tum
 from scenetx.live.update import Anchor, KeyframePoses
 
 FINAL = "trajectory_final_tum.txt"
@@ -35,11 +33,19 @@ class Heir:
     keyframe_from_cam: Float[np.ndarray, "4 4"]
 
 
-def nearest(world_from_cam: Float[np.ndarray, "4 4"], others: Float[np.ndarray, "n 4 4"], depth: float) -> int:
-    """The camera that sees most nearly the same: a shift counts as the angle under which it is seen from ``depth``."""
+def shift_and_turn(
+    world_from_cam: Float[np.ndarray, "4 4"], others: Float[np.ndarray, "n 4 4"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Distance and degrees from a camera to others."""
     away = np.linalg.norm(others[:, :3, 3] - world_from_cam[:3, 3], axis=1)
     trace = np.einsum("nij,ij->n", others[:, :3, :3], world_from_cam[:3, :3])
-    return int((away / depth + np.arccos(np.clip((trace - 1) / 2, -1, 1))).argmin())
+    return away, np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def nearest(world_from_cam: Float[np.ndarray, "4 4"], others: Float[np.ndarray, "n 4 4"], depth: float) -> int:
+    """The camera that sees most nearly the same: a shift counts as the angle under which it is seen from ``depth``."""
+    away, turned = shift_and_turn(world_from_cam, others)
+    return int((away / depth + np.radians(turned)).argmin())
 
 
 def anchor_of(world_from_cam: Float[np.ndarray, "4 4"], made: ClassicalMap, depth: float) -> Anchor:
@@ -92,17 +98,15 @@ def write_final(folder: str | Path, keyframes: KeyframePoses, joins: Joins) -> t
 
     Gives how many there are, and how many there are not, for their keyframes are of a map that is not kept.
     """
-    folder, rows, left = Path(folder), [TUM_HEADER], 0
-    with (folder / LINES).open(encoding="utf-8") as file:
-        for line in file:
-            said = json.loads(line)
-            if said["status"] not in BELIEVED or "keyframe" not in said:
-                continue
-            relative = torch.tensor(said["keyframe_from_cam"], dtype=torch.float64).reshape(4, 4)
-            pose = finished(Anchor(said["keyframe"], relative), root_of(said["map"], joins)[1].scale, keyframes)
-            if pose is None:
-                left += 1
-            else:
-                rows.append(tum_line(said["time"], pose))
-    write_bytes(folder / FINAL, ("\n".join(rows) + "\n").encode())
-    return len(rows) - 1, left
+    poses, left = [], 0
+    for said in believed(folder):
+        if "keyframe" not in said:
+            continue
+        relative = torch.tensor(said["keyframe_from_cam"], dtype=torch.float64).reshape(4, 4)
+        pose = finished(Anchor(said["keyframe"], relative), root_of(said["map"], joins)[1].scale, keyframes)
+        if pose is None:
+            left += 1
+        else:
+            poses.append((said["time"], pose))
+    write_tum(Path(folder) / FINAL, poses)
+    return len(poses), left

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 
 from scenetx.live.classical_map import ClassicalMap
-from scenetx.live.features import FeatureFinder, Features, FeatureSettings, grey_of, match, unit
+from scenetx.live.features import FeatureFinder, Features, FeatureSettings, grey_of, match, reduced, unit
 from scenetx.live.follow import Follower, FollowSettings, Sight
 from scenetx.live.solve import ransac, with_focal
 from scenetx.live.update import Located
@@ -140,13 +139,10 @@ class ClassicalLocator:
 
     def _reduced(self, grey: UInt8[np.ndarray, "h w"], K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The picture at the size it is worked on, and its K."""
-        height, width = grey.shape
-        scale = min(1.0, self.settings.features.side / max(height, width))
-        if scale == 1.0:
+        small = reduced(grey, self.settings.features.side)
+        if small is grey:
             return grey, K
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
-        return small, np.diag([size[0] / width, size[1] / height, 1.0]) @ K
+        return small, np.diag([small.shape[1] / grey.shape[1], small.shape[0] / grey.shape[0], 1.0]) @ K
 
     def _answer(self, sight: Sight, lens: Float[np.ndarray, "3 3"], K: Float[Tensor, "3 3"], note: str) -> Located:
         """By patches; ``lens`` is the K they were looked for with, ``K`` that of the picture in its own size."""

@@ -26,11 +26,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Original, Points, Scene, Sim3, View
-from scenetx.live.anchors import anchor_of, keyframe_poses
+from scenetx.live.anchors import anchor_of, keyframe_poses, shift_and_turn
 from scenetx.live.classical import ClassicalSettings
 from scenetx.live.classical_map import encode_grey
-from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of, reduced
-from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings, shift_and_turn
+from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of, reduced_picture
+from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings
 from scenetx.live.grown import Grown, grown_of
 from scenetx.live.mapper import Mapper
 from scenetx.live.meet import MeetSettings, closed, joined
@@ -300,7 +300,7 @@ class ClassicalSession:
             return
         opening, lens, known = self._opening, self._lens, self._given_lens or self._lens_known
         self._tidy()
-        name, (picture, shrink) = f"{self._seen:06d}.png", reduced(image, self.settings.largest)
+        name, (picture, shrink) = f"{self._seen:06d}.png", reduced_picture(image, self.settings.largest)
         self._pictures[name] = (picture.clone(), shrink)
         wish = _Wish(name, grey_of(picture), np.eye(4), np.diag([shrink, shrink, 1.0]) @ K.double().numpy())
 
@@ -399,7 +399,7 @@ class ClassicalSession:
     def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located, *, check: bool) -> None:
         """Has a frame taken into the map; ``check``: only asks whether the map bears its pose out."""
         number, growing = self._active, self._maps[self._active]
-        kept, shrink = reduced(image, self.settings.largest)
+        kept, shrink = reduced_picture(image, self.settings.largest)
         name, lens = f"{self._seen:06d}.png", np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
         wish = _Wish(name, grey_of(kept), found.world_from_cam.numpy().copy(), lens)
         if not check:

@@ -63,15 +63,12 @@ class FeatureFinder:
     def __call__(self, grey: UInt8[np.ndarray, "h w"]) -> Features:
         """Features in the pixels of ``grey``, the strongest first up to `FeatureSettings.most`."""
         height, width = grey.shape
-        scale = min(1.0, self.settings.side / max(height, width))
-        small = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if scale < 1.0:
-            grey = np.asarray(Image.fromarray(grey).resize(small, Image.Resampling.BOX))
-        if min(small) < 16:
+        grey = reduced(grey, self.settings.side)
+        if min(grey.shape) < 16:
             return Features(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 128), np.uint8))
         found, described = self._extractor.extract(pycolmap.Bitmap.from_array(np.ascontiguousarray(grey)))
         table = np.array([(p.x, p.y, p.compute_scale()) for p in found], np.float32).reshape(-1, 3)
-        back = np.array([width / small[0], height / small[1]], np.float32)
+        back = np.array([width / grey.shape[1], height / grey.shape[0]], np.float32)
         descriptors = np.ascontiguousarray(described.data, np.uint8).reshape(-1, 128)
         return Features(table[:, :2] * back, table[:, 2] * back.mean(), descriptors)
 
@@ -111,12 +108,17 @@ def match(
     return rows[keep], best[keep], ratios[keep]
 
 
-def reduced(image: UInt8[Tensor, "h w 3"], largest: int) -> tuple[UInt8[Tensor, "_ _ 3"], float]:
-    """The picture with a longer side of at most ``largest``, and by how much it shrank."""
-    height, width = int(image.shape[0]), int(image.shape[1])
-    shrink = min(1.0, largest / max(height, width))
-    if shrink == 1.0:
-        return image, 1.0
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    small = Image.fromarray(image.cpu().contiguous().numpy()).resize(size, Image.Resampling.BOX)
-    return torch.from_numpy(np.array(small)), size[0] / width
+def reduced(pixels: UInt8[np.ndarray, "h w *c"], side: int) -> UInt8[np.ndarray, "_h _w *c"]:
+    """The picture by area, its longer side at most ``side``."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    if scale == 1.0:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+
+
+def reduced_picture(image: UInt8[Tensor, "h w 3"], side: int) -> tuple[UInt8[Tensor, "_h _w 3"], float]:
+    """`reduced`, and by how much the picture shrank."""
+    small = torch.from_numpy(reduced(image.cpu().contiguous().numpy(), side))
+    return small, small.shape[1] / image.shape[1]

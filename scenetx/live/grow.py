@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from scenetx.live.adjust import AdjustSettings, adjust, adjusted_map
-from scenetx.live.anchors import Heir, heirs_of
+from scenetx.live.anchors import Heir, heirs_of, shift_and_turn
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.expected import feature_rows, points_seen, seen_where_expected
 from scenetx.live.features import match, unit
@@ -404,12 +404,3 @@ def _about_first(now: ClassicalMap, scale: float) -> ClassicalMap:
     eye, poses = now.world_from_cam[0, :3, 3], now.world_from_cam.copy()
     poses[:, :3, 3] = eye + scale * (poses[:, :3, 3] - eye)
     return replace(now, world_from_cam=poses, positions=eye + scale * (now.positions - eye))
-
-
-def shift_and_turn(
-    world_from_cam: Float[np.ndarray, "4 4"], others: Float[np.ndarray, "n 4 4"]
-) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Distance and degrees from a camera to others."""
-    away = np.linalg.norm(others[:, :3, 3] - world_from_cam[:3, 3], axis=1)
-    trace = np.einsum("nij,ij->n", others[:, :3, :3], world_from_cam[:3, :3])
-    return away, np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))

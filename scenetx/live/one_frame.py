@@ -11,7 +11,7 @@ import torch
 
 from scenetx.core import Sim3
 from scenetx.core.atomic import write_bytes
-from scenetx.live.outputs import BELIEVED, LINES, TUM, TUM_HEADER, tum_line
+from scenetx.live.outputs import TUM, believed, write_tum
 
 MAPS = "maps.json"
 Joins = Mapping[int, tuple[int, Sim3]]
@@ -33,25 +33,20 @@ def into_one_frame(folder: str | Path, joins: Joins) -> tuple[int, int]:
     Gives the poses in the one frame, and those in no common one. `LINES` keeps what was said at the time, with each
     pose's map; MAPS says how the maps lie. Nothing is written where all poses are of one map.
     """
-    folder, poses = Path(folder), []
-    with (folder / LINES).open(encoding="utf-8") as file:
-        for line in file:
-            said = json.loads(line)
-            if said["world_from_cam"] is not None and said["status"] in BELIEVED:
-                poses.append((said["time"], said["map"], said["world_from_cam"]))
+    folder = Path(folder)
+    poses = [(said["time"], said["map"], said["world_from_cam"]) for said in believed(folder)]
     roots = {number: root_of(number, joins) for number in {number for _, number, _ in poses}}
     if len(roots) < 2:
         return len(poses), 0
     counted = Counter(roots[number][0] for _, number, _ in poses)
     main = min(counted, key=lambda root: (-counted[root], root))
     for root in counted:
-        rows = [TUM_HEADER]
+        rows = []
         for seconds, number, flat in poses:
             if roots[number][0] == root:
                 pose = torch.tensor(flat, dtype=torch.float64).reshape(4, 4)
-                rows.append(tum_line(seconds, roots[number][1].apply_to_poses(pose)))
-        name = TUM if root == main else f"trajectory_map{root}_tum.txt"
-        write_bytes(folder / name, ("\n".join(rows) + "\n").encode())
+                rows.append((seconds, roots[number][1].apply_to_poses(pose)))
+        write_tum(folder / (TUM if root == main else f"trajectory_map{root}_tum.txt"), rows)
     maps = {
         str(number): {
             "frame": root,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scenetx.core import InputError
+from scenetx.core.atomic import write_bytes
 from scenetx.core.rigid import quat_from_rotation
 from scenetx.live.update import Update
 
@@ -78,6 +79,21 @@ def as_json(update: Update) -> Mapping[str, Any]:
     if update.image is not None:
         out["height"], out["width"] = int(update.image.shape[0]), int(update.image.shape[1])
     return out
+
+
+def believed(folder: str | Path) -> Iterator[Mapping[str, Any]]:
+    """The `LINES` of a `Trajectory` whose poses are believed: those that are in its `TUM`."""
+    with (Path(folder) / LINES).open(encoding="utf-8") as file:
+        for line in file:
+            said = json.loads(line)
+            if said["world_from_cam"] is not None and said["status"] in BELIEVED:
+                yield said
+
+
+def write_tum(path: Path, poses: Iterable[tuple[float, Float[Tensor, "4 4"]]]) -> None:
+    """A TUM trajectory of seconds and world_from_cam, whole or not at all."""
+    rows = [TUM_HEADER, *(tum_line(seconds, pose) for seconds, pose in poses)]
+    write_bytes(path, ("\n".join(rows) + "\n").encode())
 
 
 class Trajectory:
