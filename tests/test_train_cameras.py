@@ -18,7 +18,7 @@ from scenetx.models.da3 import Da3, Da3Config
 from scenetx.train import losses
 from scenetx.train.evaluate import score
 from scenetx.train.feed import Batches, collate
-from scenetx.train.matching import attention_loss, moves_loss, ordered_pairs, seen_at, shares, watched
+from scenetx.train.matching import attention_loss, moves_loss, seen_at, shares, watched
 from scenetx.train.pretrain import Pretraining, PretrainTask
 from scenetx.train.settings import DataSettings, LossSettings, PretrainSettings, TrainSettings
 from scenetx.train.tasks import GeometryTask, start_da3
@@ -127,7 +127,7 @@ def test_attention_loss_is_least_where_each_patch_looks_at_its_match():
     assert float(loss) < 0.2 * float(still)
     nothing, _ = attention_loss([(tokens, tokens)], torch.zeros_like(depth), K, poses, 8)
     assert float(nothing) == 0
-    assert ordered_pairs(3).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+    assert losses.ordered_pairs(3).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
 
 
 def test_moves_are_what_things_move_and_their_error_is_in_half_widths():

@@ -18,9 +18,13 @@ def encode_pose(
 ) -> Float[Tensor, "n 9"]:
     """The nine numbers of a rigid motion and intrinsics (pixels of a ``height`` x ``width`` picture)."""
     w, x, y, z = quat_from_rotation(a_from_b[:, :3, :3]).unbind(-1)
-    fov_h = 2 * torch.atan(height / 2 / K[:, 1, 1])
-    fov_w = 2 * torch.atan(width / 2 / K[:, 0, 0])
-    return torch.cat([a_from_b[:, :3, 3], torch.stack([x, y, z, w, fov_h, fov_w], -1)], -1).float()
+    quaternion = torch.stack([x, y, z, w], -1)
+    return torch.cat([a_from_b[:, :3, 3], quaternion, fields_of_view(K, height, width)], -1).float()
+
+
+def fields_of_view(K: Float[Tensor, "n 3 3"], height: int, width: int) -> Float[Tensor, "n 2"]:
+    """Of the height and of the width, radians."""
+    return 2 * torch.stack([torch.atan(height / 2 / K[:, 1, 1]), torch.atan(width / 2 / K[:, 0, 0])], -1)
 
 
 def decode_pose(

@@ -16,6 +16,7 @@ from scenetx.core import Cameras
 from scenetx.core.rigid import invert_rigid
 from scenetx.measure.image import C1, C2, WINDOW, gaussian_window
 from scenetx.models.pixel_splats import pixel_gaussians
+from scenetx.models.pose_codec import fields_of_view
 from scenetx.splat import rasterize
 
 
@@ -87,6 +88,11 @@ def depth_gradient_loss(
     return total / scales
 
 
+def ordered_pairs(views: int) -> Int[Tensor, "p 2"]:
+    """Every view with every other, each way."""
+    return (~torch.eye(views, dtype=torch.bool)).nonzero()
+
+
 def relative_pose_loss(
     true: Float[Tensor, "*b v 4 4"], found: Float[Tensor, "*b v 4 4"], least: float = 0.05
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -99,7 +105,7 @@ def relative_pose_loss(
     views = true.shape[-3]
     if views < 2:
         return found.new_zeros(()), found.new_zeros(())
-    first, second = torch.where(~torch.eye(views, dtype=torch.bool, device=true.device))
+    first, second = ordered_pairs(views).to(true.device).unbind(-1)
     wanted = invert_rigid(true)[..., first, :, :] @ true[..., second, :, :]
     got = invert_rigid(found)[..., first, :, :] @ found[..., second, :, :]
     off = got - wanted
@@ -122,8 +128,7 @@ def first_view_world(world_from_cam: Float[Tensor, "b v 4 4"], scale: Float[Tens
 
 def fov_loss(found: Float[Tensor, "n 2"], K: Float[Tensor, "n 3 3"], height: int, width: int) -> Float[Tensor, ""]:
     """Mean error of the fields of view (of the height, of the width), radians."""
-    wanted = torch.stack([2 * torch.atan(height / 2 / K[:, 1, 1]), 2 * torch.atan(width / 2 / K[:, 0, 0])], -1)
-    return (found - wanted).abs().mean()
+    return (found - fields_of_view(K, height, width)).abs().mean()
 
 
 def contrastive_loss(

@@ -69,11 +69,6 @@ def shares(place: Float[Tensor, "*b t 2"], grid: tuple[int, int], patch: int) ->
     return out
 
 
-def ordered_pairs(views: int) -> Int[Tensor, "p 2"]:
-    """Every view with every other, each way."""
-    return (~torch.eye(views, dtype=torch.bool)).nonzero()
-
-
 Looks = list[tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]]
 """Queries and keys of the first head of some layers, of all tokens of all views of each scene."""
 
@@ -119,7 +114,7 @@ def attention_loss(
     depth: 0 where it is not known; poses: world_from_cam. 0 and 0 where no two views see one point.
     """
     views, grid = depth.shape[1], (depth.shape[2] // patch, depth.shape[3] // patch)
-    pairs = ordered_pairs(views).to(depth.device)
+    pairs = losses.ordered_pairs(views).to(depth.device)
     each = [value[:, pairs].flatten(0, 1) for value in (depth, K, poses)]
     place, seen = (value.unflatten(0, (len(depth), len(pairs))) for value in seen_at(each[0], each[1], each[2], patch))
     if not bool(seen.any()):
