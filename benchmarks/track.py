@@ -133,13 +133,8 @@ def reconstruct(frames: Sequence[tuple[str, np.ndarray]], folder: Path, referenc
 
 def errors(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
     """ATE and RPE of the updates whose frame has a reference."""
-    both = [
-        (update.world_from_cam, truth[update.name])
-        for update in updates
-        if update.world_from_cam is not None and update.status != "unsure" and update.name in truth
-    ]
-    judged = [truth[update.name][:3, 3] for update in updates if update.name in truth]
-    out: dict[str, Any] = {"judged": len(judged), "placed": len(both)}
+    both = believed(updates, truth)
+    out: dict[str, Any] = {"judged": sum(update.name in truth for update in updates), "placed": len(both)}
     if len(both) < 4:
         return out
     found, true = (torch.stack(column) for column in zip(*both, strict=True))
@@ -162,13 +157,18 @@ def errors(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[st
     }
 
 
-def wrong_frames(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """How many of the poses that are believed are wrong (defined at the top), and how far the worst are off."""
-    both = [
+def believed(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The poses that are called tracking or relocalised, with the true ones, where there is one."""
+    return [
         (update.world_from_cam, truth[update.name])
         for update in updates
         if update.world_from_cam is not None and update.status in BELIEVED and update.name in truth
     ]
+
+
+def wrong_frames(updates: Sequence[Update], truth: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """How many of the poses that are believed are wrong (defined at the top), and how far the worst are off."""
+    both = believed(updates, truth)
     out: dict[str, Any] = {"tracked": len(both)}
     if len(both) < 4:
         return out
