@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 from scenetx.core import InputError
+from scenetx.models.own import SHIPPED
 from scenetx.train.checkpoint import found
 from scenetx.train.evaluate import table
 from scenetx.train.run import evaluate_run, run_training, settings_of
-
-SHIPPED = Path(__file__).parents[1] / "scenetx" / "models" / "weights"
 
 
 def fitted(config: str, folder: Path, seconds: float, given: list[str]) -> list[str]:

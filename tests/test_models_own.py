@@ -9,11 +9,15 @@ from scenetx.config import to_dict
 from scenetx.core import Cameras, InputError, View
 from scenetx.core.scene import Original
 from scenetx.live.kv_map import open_eye
+from scenetx.models import own
 from scenetx.models.da3 import Da3, Da3Config
 from scenetx.models.open_geometry import find_geometry
+from scenetx.models.open_view_model import open_view_model
 from scenetx.models.own import Stated, read_stated, write_own
 from scenetx.models.weights import read_weights
+from scenetx.models.zoo import load_model
 from scenetx.pipeline.choose import choose_model
+from scenetx.pipeline.models import fetch_model, list_models, model_info
 from scenetx.pipeline.predict import PredictSettings, open_predictor, predict
 from scenetx.train.settings import DataSettings, TrainSettings
 from scenetx.train.tasks import start_da3
@@ -99,3 +103,27 @@ def test_given_cameras_reach_a_trained_model(file):
     K = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]).repeat(2, 1, 1)
     told, free = predictor.estimate(pictures, Cameras(poses, K, 48, 64)), predictor.estimate(pictures, None)
     assert not torch.equal(told.depth, free.depth)
+
+
+def test_weights_of_the_package_go_by_name(file, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "SHIPPED", tmp_path)
+    assert own.shipped("mini", "geometry") is None
+    half = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    ships = write_own(tmp_path / "mini-geometry.safetensors", half, Stated("da3", to_dict(CONFIG), (48, 64), "mini"))
+    for name in ("mini", "mini-geometry"):
+        assert choose_model(name)[:2] == ("mini-geometry", str(ships))
+        loaded = find_geometry(name).load()
+        assert isinstance(loaded, Da3)
+        assert all(torch.equal(value, half[key].float()) for key, value in loaded.state_dict().items())
+        assert model_info(name)["file"] == str(ships)
+        assert fetch_model(name, accept_non_commercial=False) == ships
+    assert isinstance(load_model("mini"), Da3)
+    assert load_model("mini", dtype=torch.float64).cam_dec.fc_t.weight.dtype == torch.float64
+    assert [row.here for row in list_models() if row.name == "mini-geometry"] == [True]
+    with pytest.raises(InputError, match="mini-view"):
+        open_view_model("mini-view")
+
+
+def test_automatic_choice_never_takes_the_small_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCENETX_WEIGHTS", str(tmp_path))
+    assert choose_model("auto")[0] == "sfm"

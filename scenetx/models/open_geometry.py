@@ -9,11 +9,10 @@ import torch
 
 from scenetx.core import InputError
 from scenetx.models import zoo
-from scenetx.models.da3 import Da3, Da3Config
+from scenetx.models.da3 import Da3Config
 from scenetx.models.geometry_model import GeometryModel
-from scenetx.models.own import Stated, read_stated
+from scenetx.models.own import Stated, open_own, read_stated, shipped
 from scenetx.models.pictures import RULES, SizeRule
-from scenetx.models.weights import load_strictly, read_weights
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,21 @@ class GeometrySource:
         """The model, ready to look (``eval``). Raises InputError as `scenetx.models.zoo.load_model` does."""
         if self.stated is None:
             module = zoo.load_model(self.name, self.weights, device=device)
-            assert isinstance(module, GeometryModel)
-            return module
-        with torch.device("meta"):
-            model = Da3(self.stated.config(Da3Config()))
-        load_strictly(model, read_weights(self.weights), self.weights, torch.float32)
-        return model.to(device).eval()
+        else:
+            module = open_own(self.weights, self.stated, device)
+        assert isinstance(module, GeometryModel)
+        return module
 
 
 def find_geometry(asked: str, weights: str | Path = "hub") -> GeometrySource:
-    """The model of a name, or of a weight file (or a hub's folder) by what it says or holds; nothing is loaded yet.
+    """The model of a name (``mini``: ours, of the package), or of a weight file (or a hub's folder) by what it says or
+    holds; nothing is loaded yet.
 
     weights: see `scenetx.models.zoo.load_model`. Raises InputError for unknown names and files, and for models that
     make pictures.
     """
+    if weights == "hub":
+        asked = str(shipped(asked, "geometry") or asked)
     file = Path(asked if weights == "hub" and asked not in zoo.ZOO else weights)
     stated = read_stated(file)
     if stated is not None:

@@ -7,41 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from scenetx.config import to_dict
 from scenetx.core import InputError
 from scenetx.models import zoo
-from scenetx.models.dyst import Dyst, DystConfig
-from scenetx.models.gnt import Gnt, GntConfig
-from scenetx.models.lvsm import Lvsm, LvsmConfig
-from scenetx.models.own import Stated, read_stated, write_own
-from scenetx.models.rust import Rust, RustConfig
-from scenetx.models.srt import Srt, SrtConfig
-from scenetx.models.svsm import Svsm, SvsmConfig
+from scenetx.models.own import Stated, build_own, open_own, read_stated, shipped, write_own
 from scenetx.models.view_model import ViewModel
-from scenetx.models.weights import load_strictly, read_weights
 
 log = logging.getLogger(__name__)
 
-CLASSES: Mapping[str, tuple[type[ViewModel], type]] = {
-    "srt": (Srt, SrtConfig),
-    "rust": (Rust, RustConfig),
-    "dyst": (Dyst, DystConfig),
-    "lvsm": (Lvsm, LvsmConfig),
-    "svsm": (Svsm, SvsmConfig),
-    "gnt": (Gnt, GntConfig),
-}
+PAINTERS = ("srt", "rust", "dyst", "lvsm", "svsm", "gnt")
 ALIASES = {"lvsm": "lvsm-decoder-only-256", "svsm": "svsm-27m", "srt": "srt-msn"}
 
 
 def build_view_model(kind: str, settings: Mapping[str, Any]) -> ViewModel:
     """The model of a class name and its settings. Raises InputError for an unknown name, setting or type of value."""
-    if kind not in CLASSES:
-        raise InputError("view-synthesis model", repr(kind), f"use one of {', '.join(CLASSES)}")
-    make, config = CLASSES[kind]
-    return make(Stated(kind, settings).config(config()))  # type: ignore[call-arg]
+    if kind not in PAINTERS:
+        raise InputError("view-synthesis model", repr(kind), f"use one of {', '.join(PAINTERS)}")
+    model = build_own(Stated(kind, settings))
+    assert isinstance(model, ViewModel)
+    return model
 
 
 def save_view_model(model: ViewModel, path: str | Path) -> Path:
@@ -50,12 +36,13 @@ def save_view_model(model: ViewModel, path: str | Path) -> Path:
 
 
 def open_view_model(name: str | Path, device: str = "cpu") -> ViewModel:
-    """A model ready to paint: a name of the zoo (``lvsm``, ``svsm``, ``srt``, ..), our own file, or a published one.
+    """A model ready to paint: a name of the zoo (``lvsm``, ``svsm``, ``srt``, ..), ``mini`` (ours, of the package), our
+    own file, or a published one.
 
     Raises InputError for a name or file that is none of these, for weights that are not on this machine, and for models
     of another kind.
     """
-    path = Path(name)
+    path = shipped(str(name), "view") or Path(name)
     if path.is_file():
         model: nn.Module = _own(path) or _published(path)
     else:
@@ -74,15 +61,10 @@ def view_models() -> list[str]:
     return sorted(name for name, entry in zoo.ZOO.items() if entry.kind == "view-synthesis")
 
 
-def _own(path: Path) -> ViewModel | None:
+def _own(path: Path) -> nn.Module | None:
     """A file of `save_view_model`; None for any other kind of weight file."""
     stated = read_stated(path)
-    if stated is None:
-        return None
-    with torch.device("meta"):
-        model = build_view_model(stated.model, stated.settings)
-    load_strictly(model, read_weights(path), str(path), None)
-    return model
+    return None if stated is None else open_own(path, stated)
 
 
 def _published(path: Path) -> nn.Module:

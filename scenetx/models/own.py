@@ -1,21 +1,32 @@
-"""Weight files of our own: safetensors that say which model they hold, its settings, and the size it learned at."""
+"""Weight files of our own: safetensors that say which model they hold, its settings, and the size it learned at.
+
+Some ship with the package, in ``shipped/``, each beside a card that says what it learned from and how good it is.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from scenetx.config import load_settings
 from scenetx.core import InputError
 from scenetx.core.atomic import write_tensors
+from scenetx.models.weights import load_strictly, read_weights
 
 FORMAT = "scenetx-model-1"
+SHIPPED = Path(__file__).parent / "shipped"
+KINDS: Mapping[str, str] = {
+    "da3": "Da3", "srt": "Srt", "rust": "Rust", "dyst": "Dyst", "lvsm": "Lvsm", "svsm": "Svsm", "gnt": "Gnt",
+}  # fmt: skip
+"""Short names and classes: `scenetx.models.NAME` holds CLASS and CLASSConfig."""
 Config = TypeVar("Config")
 
 
@@ -63,6 +74,30 @@ def read_stated(path: str | Path) -> Stated | None:
         case [int(height), int(width)] if min(height, width) > 0:
             size = (height, width)
     return Stated(str(about.get("model")), about["settings"], size, str(about.get("name") or ""))
+
+
+def build_own(stated: Stated) -> nn.Module:
+    """The model that a file holds, with start values. Raises InputError for unknown models, settings and types."""
+    if stated.model not in KINDS:
+        raise InputError("model", repr(stated.model), f"use one of {', '.join(KINDS)}")
+    module, name = importlib.import_module(f"scenetx.models.{stated.model}"), KINDS[stated.model]
+    model = getattr(module, name)(stated.config(getattr(module, f"{name}Config")()))
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def open_own(path: str | Path, stated: Stated, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of such a file, ready to use (``eval``, float32). Raises InputError for weights that do not fit."""
+    with torch.device("meta"):
+        model = build_own(stated)
+    load_strictly(model, read_weights(path), str(path), torch.float32)
+    return model.to(device).eval()
+
+
+def shipped(name: str, kind: Literal["geometry", "view"]) -> Path | None:
+    """The weight file of a kind that comes with the package, by its name (``mini-geometry``) or as ``mini``."""
+    path = SHIPPED / f"mini-{kind}.safetensors"
+    return path if name in ("mini", path.stem) and path.is_file() else None
 
 
 def _words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

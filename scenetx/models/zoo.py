@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scenetx.core import InputError
 from scenetx.models.hub import find_local
+from scenetx.models.own import open_own, read_stated, shipped
 from scenetx.models.weights import fill_bare, load_strictly, read_layout, read_weights
 
 Kind = Literal["geometry", "view-synthesis", "splats"]
@@ -157,7 +158,7 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A published model, ready to use (``eval``).
+    """A published model, or one that ships with the package, ready to use (``eval``).
 
     weights: "hub" = the fetched file of this name (never downloads: `scenetx models fetch`); another hub name
     ("owner/repo" that was fetched for an entry here); a path; a state dict with the published keys; None = no weights:
@@ -165,6 +166,10 @@ def load_model(
     dtype: of the weights, None = as in the file. Raises InputError for unknown names, and for weights that do not fit,
     naming the missing and unexpected keys.
     """
+    ours = (shipped(name, "geometry") or shipped(name, "view")) if weights == "hub" else None
+    stated = read_stated(ours) if ours else None
+    if ours and stated:
+        return open_own(ours, stated, device).to(dtype=dtype)
     entry = find(name)
     if weights is None and init:
         return build(name).to(device=device, dtype=dtype).eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 from scenetx.core import InputError
 from scenetx.models.hub import local_file
 from scenetx.models.open_geometry import find_geometry
+from scenetx.models.own import shipped
 from scenetx.models.zoo import ZOO, find
 
 # From the best that fits a laptop down; weights that may not be used commercially are never taken unasked.
@@ -14,9 +15,10 @@ PREFERRED = ("da3-base", "mapanything", "da3-small")
 
 
 def choose_model(asked: str) -> tuple[str, str, str]:
-    """(name, weights, why) of the estimator: "sfm", or a published model that is on this machine.
+    """(name, weights, why) of the estimator: "sfm", or a model that is on this machine.
 
-    asked: "auto", "sfm", a model's name, or a weight file (or a folder of the hub's). Raises InputError for others.
+    asked: "auto", "sfm", "mini" (ours, of the package), a model's name, or a weight file (or a folder of the hub's).
+    Raises InputError for others. "auto" never takes "mini": structure from motion is truer (benchmarks/README.md).
     """
     if asked == "sfm":
         return "sfm", "", "asked for"
@@ -31,9 +33,12 @@ def choose_model(asked: str) -> tuple[str, str, str]:
         if entry.kind != "geometry":
             raise InputError("model", asked, "it makes pictures, not geometry; see: scenetx models list")
         return asked, "hub", f"asked for ({entry.licence})"
+    ours = shipped(asked, "geometry")
+    if ours is not None:
+        return ours.stem, str(ours), "asked for; ours, small, trained on rendered scenes alone"
     if Path(asked).exists():
         meant = find_geometry(asked)
         how = "it was trained as" if meant.stated else "its tensors are those of"
         return meant.name, asked, f"{Path(asked).name}: {how} {meant.name}"
     known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")
-    raise InputError("model", asked, f"use auto, sfm, a weight file, or one of {known}")
+    raise InputError("model", asked, f"use auto, sfm, mini, a weight file, or one of {known}")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenetx.models.hub import fetch, local_file, pinned
-from scenetx.models.zoo import ZOO, Published, find
+from scenetx.models.own import read_stated, shipped
+from scenetx.models.zoo import APACHE, ZOO, Published, find
+
+VIEW = "view-synthesis"
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,21 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """Every published model that can be loaded, by kind and name."""
-    entries = sorted(ZOO.values(), key=lambda entry: (entry.kind, entry.name))
-    return [
+    """Every model that can be loaded, ours and published ones, by kind and name."""
+    ours = [(path, kind) for path, kind in ((_ours("mini-geometry"), "geometry"), (_ours("mini-view"), VIEW)) if path]
+    rows = [ModelRow(path.stem, kind, _megabytes(path), APACHE, here=True) for path, kind in ours]
+    rows += [
         ModelRow(entry.name, entry.kind, entry.megabytes, entry.licence, local_file(entry).is_file())
-        for entry in entries
+        for entry in ZOO.values()
     ]
+    return sorted(rows, key=lambda row: (row.kind, row.name))
 
 
 def model_info(name: str) -> dict[str, str]:
     """All that is known of one model, in words."""
+    ours = _ours(name)
+    if ours is not None:
+        return _info_of(ours)
     entry = find(name)
     path = local_file(entry)
     use = "commercial use allowed" if entry.commercial else "not for commercial use"
@@ -53,8 +61,35 @@ def model_info(name: str) -> dict[str, str]:
 
 
 def fetch_model(name: str, *, accept_non_commercial: bool, report: Callable[[str, float], None] | None = None) -> Path:
-    """Download a model's weights; see `scenetx.models.hub.fetch`."""
+    """Download a model's weights; see `scenetx.models.hub.fetch`. Those of the package are here already."""
+    ours = _ours(name)
+    if ours is not None:
+        return ours
     return fetch(find(name), accept_non_commercial=accept_non_commercial, report=report)
+
+
+def _ours(name: str) -> Path | None:
+    return shipped(name, "geometry") or shipped(name, "view")
+
+
+def _megabytes(path: Path) -> int:
+    return max(1, round(path.stat().st_size / 1e6))
+
+
+def _info_of(path: Path) -> dict[str, str]:
+    """What is known of a model of the package; the rest is in its card."""
+    stated = read_stated(path)
+    assert stated is not None
+    return {
+        "name": path.stem,
+        "kind": "geometry" if stated.model == "da3" else VIEW,
+        "source": "ships with scenetx; trained here, on rendered scenes alone",
+        "size": f"{_megabytes(path)} MB",
+        "licence": f"{APACHE}, commercial use allowed",
+        "looks at": "pictures of any size" if stated.size is None else f"{stated.size[1]} x {stated.size[0]} pixels",
+        "file": str(path),
+        "card": str(path.with_suffix(".md")),
+    }
 
 
 def _fetch_words(entry: Published) -> str:
