@@ -15,23 +15,21 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from scenetx.config import load_settings
 from scenetx.core import InputError
 from scenetx.core.atomic import write_text
 from scenetx.data.datasets import FrameScene, open_posed
 from scenetx.data.sample import Sample
 from scenetx.geometry.sfm import SfmPicture, SfmSettings, run_sfm
 from scenetx.measure.shape import pose_errors
-from scenetx.models.own import SHIPPED, open_own, read_stated, write_own
+from scenetx.models.own import SHIPPED, Stated, open_own, read_stated, write_own
 from scenetx.models.weights import read_weights
 from scenetx.train.evaluate import THRESHOLDS, held_out, score
 from scenetx.train.settings import TrainSettings
@@ -79,13 +77,19 @@ def sfm_scores(sample: Sample) -> Scores:
 
 
 def scores_of(
-    model: nn.Module, settings: TrainSettings, scenes: Sequence[Sample], real: Mapping[str, Sample]
+    file: Path, stated: Stated, difficulty: float, count: int, real: Mapping[str, Sample]
 ) -> dict[str, Scores]:
-    """By scene; "procedural" is the mean of the held-out ones."""
-    data = settings.data
-    out = {"procedural": score(model, scenes, data.context, data.targets)}
+    """By scene, at the size the weights learned at; "procedural" is the mean of ``count`` held-out ones."""
+    if stated.size is None:
+        raise InputError(str(file), "does not say the size it learned at", "give a checkpoint of a training run")
+    (height, width), plain = stated.size, TrainSettings(model=stated.model)
+    views = VIEWS if plain.task == "geometry" else VIEWS // 2
+    procedural = replace(plain.data.procedural, difficulty=difficulty)
+    data = replace(plain.data, height=height, width=width, context=views, procedural=procedural)
+    settings, model = replace(plain, data=data), open_own(file, stated)
+    out = {"procedural": score(model, held_out(settings, count), views, data.targets)}
     for name, sample in real.items():
-        out[name] = score(model, [sample.fitted(data.height, data.width)], VIEWS - 2, 2)
+        out[name] = score(model, [sample.fitted(height, width)], views, VIEWS - views)
     return out
 
 
@@ -173,22 +177,17 @@ def main() -> None:
     state = json.loads((arguments.checkpoint / "state.json").read_text())
     file = arguments.checkpoint / "average.safetensors"
     stated = read_stated(file)
-    if stated is None or stated.size is None:
+    if stated is None:
         raise InputError(str(file), "does not say what it holds", "give a checkpoint's folder")
-    defaults = TrainSettings(model=stated.model)
-    data = replace(defaults.data, height=stated.size[0], width=stated.size[1], context=VIEWS)
-    words = [f"data.procedural.difficulty={state['settings']['data']['procedural']['difficulty']}"]
-    settings = load_settings(replace(defaults, data=data), overrides=words)
-    if settings.task == "view":
-        settings = replace(settings, data=replace(data, context=2))
-    scenes = held_out(settings, arguments.scenes)
+    level = float(state["settings"]["data"]["procedural"]["difficulty"])
     real = {path.name: real_sample(path) for path in arguments.real}
-    rows = scores_of(open_own(file, stated), settings, scenes, real)
-    for name, sample in real.items():
-        rows[name] |= sfm_scores(sample) if settings.task != "view" else {}
+    rows = scores_of(file, stated, level, arguments.scenes, real)
+    if TrainSettings(model=stated.model).task == "geometry":
+        for name, sample in real.items():
+            rows[name] |= sfm_scores(sample)
     ships = SHIPPED / f"{arguments.name}.safetensors"
     was = read_stated(ships)
-    old = scores_of(open_own(ships, was), settings, scenes, real) if was is not None else None
+    old = None if was is None else scores_of(ships, was, level, arguments.scenes, real)
     print(markdown(rows))
     if old is not None:
         print("what ships:", markdown(old), sep="\n")
