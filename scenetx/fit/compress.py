@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scenetx.core import Cameras, Gaussians, InputError, Scene, View
-from scenetx.core.gaussians import SH_C0
 from scenetx.core.levels import coarser
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import viewing_distance
 from scenetx.fit.quantise import Quantiser
+from scenetx.fit.shown import shown
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
 from scenetx.io.least_turned import least_turned
@@ -90,19 +90,16 @@ def significance(
 
     The paper's equation 4, ``sum over pixels of hit * opacity * transmittance``, times ``min(V / V_90, 1) ** beta``
     with V_90 the volume that nine tenths of the splats do not exceed. The hit is not counted as 0 or 1 but weighed by
-    the splat's falloff, which makes the sum exactly the blending weight: the gradient of the picture in the splat's
-    colour, one backward pass a camera. 0 for splats that are not seen or not finite.
+    the splat's falloff, which makes the sum exactly the blending weight (`scenetx.fit.shown`). 0 for splats that are
+    not seen or not finite.
     """
     if not cameras:
         raise InputError("compress", "no camera", "give a scene with registered training views")
     plain = gaussians.detach()
-    color = torch.zeros(len(plain), 1, 3, device=plain.means.device, requires_grad=True)  # grey: nothing is clamped
-    probe = replace(plain, sh=color)
     total = torch.zeros(len(plain), device=plain.means.device)
     for camera in cameras:
-        picture = rasterize(probe, camera.to(torch.float32), backend=backend).rgb[..., 0].sum()
-        (gradient,) = torch.autograd.grad(picture, color)
-        total += gradient[:, 0, 0] / SH_C0
+        everywhere = plain.means.new_ones(camera.height, camera.width, 1)
+        total += shown(plain, camera, everywhere, backend)[:, 0]
     volume = plain.scales.prod(dim=-1).nan_to_num(0, 0, 0)
     ninth = volume.kthvalue(max(1, round(0.9 * len(volume)))).values if len(volume) else volume.sum()
     weight = (volume / ninth.clamp_min(1e-38)).clamp(0, 1) ** volume_power

@@ -21,6 +21,7 @@ from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
+from scenetx.fit.shown import unmissed
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, grow_bands, shorten_needles, thinned, trainable
 from scenetx.measure.image import psnr
@@ -247,6 +248,15 @@ class _Fit:
             self.classic.reset_opacities(self.table)
         grow_bands(self.table, min(s.sh_degree, done // s.sh_interval))
 
+    def _unmissed(self, gaussians: Gaussians) -> Tensor:
+        """Which of the splats no training photo would miss, by pictures of half the size."""
+        targets = [view.at(1) for view in self.views]
+        if self.poses is not None:
+            poses = self.poses.refined().to(gaussians.means)
+            moved = [replace(one.camera, world_from_cam=pose[None]) for one, pose in zip(targets, poses, strict=True)]
+            targets = [replace(one, camera=camera) for one, camera in zip(targets, moved, strict=True)]
+        return unmissed(gaussians, targets, self.background, self.settings.backend)
+
     def _wanted_count(self, done: int) -> int:
         """Geometric growth from the first number to the cap, which is reached at ``grow_until``."""
         s = self.settings
@@ -293,6 +303,8 @@ class _Fit:
         everything = activated(self.table, antialiased=self.settings.antialiased).detach().to("cpu")
         gaussians = everything[everything.finite() & (everything.opacities >= VISIBLE)]
         gaussians = gaussians[~strays(gaussians, self.scene)]
+        if self.settings.clear:
+            gaussians = gaussians[~self._unmissed(gaussians.to(self.settings.device)).to("cpu")]
         exposures = cameras = None
         if self.exposure is not None:
             gains = self.exposure.gains().cpu()

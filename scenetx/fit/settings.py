@@ -51,6 +51,7 @@ class FitSettings:
 
     # how splats come and go
     strategy: Strategy = "mcmc"
+    clear: bool = True  # in the end, let splats go that no photo would miss (scenetx.fit.shown)
     refine_start: float = 0.05  # shares of the steps
     refine_stop: float = 0.8
     grow_until: float = 0.5
