@@ -134,7 +134,16 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{os.cpu_count()} shared cores, {models[0].split(':')[1].strip() if models else 'CPU'}"
+    return f"a machine of {os.cpu_count()} cores, {models[0].split(':')[1].strip() if models else 'CPU'}"
+
+
+def verdict(rows: Mapping[str, Scores]) -> str:
+    """On how many picture sets the weights know more than nothing."""
+    key, trivial = ("psnr", "nearest_psnr") if "psnr" in rows["procedural"] else ("auc30", "still_auc30")
+    real = [row for name, row in rows.items() if name != "procedural"]
+    better = sum(row[key] > row[trivial] for row in real)
+    than = "the nearest view (PSNR)" if key == "psnr" else "cameras that do not turn (AUC@30)"
+    return f"**Better than {than} on {better} of {len(real)} picture sets.**"
 
 
 def card(name: str, state: Mapping[str, dict], rows: Mapping[str, Scores], history: str, weights: int) -> str:
@@ -153,7 +162,9 @@ def card(name: str, state: Mapping[str, dict], rows: Mapping[str, Scores], histo
         *([f"- {history}"] if history else []),
         "- Curves: `benchmarks/train/`; commands and what was tried: `benchmarks/README.md`.",
         "",
-        "Procedural scenes are held out; of each real scene four views. Higher AUC and PSNR, lower AbsRel are better.",
+        verdict(rows),
+        "",
+        "Procedural scenes are held out; of each picture set four views. Higher AUC and PSNR, lower AbsRel are better.",
         "Cameras that do not turn, one depth for all pixels and the nearest view know nothing: where a model is no",
         "better than they are it should not be used. Structure from motion sees the same four views at up to",
         f"{SFM_SIDE} pixels.",
