@@ -34,6 +34,7 @@ from scenetx.verbs import (
     Train,
     Verb,
     View,
+    settings_last,
 )
 
 
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Worker threads that spin while they wait burn the cores of a laptop; read by OpenMP when torch and numba load.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    verb = tyro.cli(Verb, prog="scenetx", description="Photos to cameras, splats and a page.", args=arguments)  # type: ignore[call-overload]
+    words = settings_last(sys.argv[1:] if arguments is None else arguments)
+    verb = tyro.cli(Verb, prog="scenetx", description="Photos to cameras, splats and a page.", args=words)  # type: ignore[call-overload]
     console = Console(stderr=True, highlight=False)
     verbs: dict[type, Callable[..., None]] = {
         Reconstruct: _reconstruct,
@@ -136,7 +138,7 @@ def _tell(scene: Any, folder: Path, console: Console) -> None:
 
 
 def _render(verb: Render, console: Console) -> None:
-    from scenetx.io.scene_dir import load_scene
+    from scenetx.io.scene_dir import load_scene, scene_folder
     from scenetx.pipeline.progress import Progress
     from scenetx.pipeline.render import PathSettings, render_path
 
@@ -150,7 +152,7 @@ def _render(verb: Render, console: Console) -> None:
         model=verb.model,
         context=verb.context,
     )
-    output = verb.output or verb.scene / f"{Path(verb.path).stem}.mp4"
+    output = verb.output or scene_folder(verb.scene) / f"{Path(verb.path).stem}.mp4"
     with Progress(console) as progress:
         files = render_path(load_scene(verb.scene), output, settings, progress.report)
     for path in (output,) if output.is_dir() else files:
@@ -168,15 +170,17 @@ def _view(verb: View, console: Console) -> None:
 
 def _export(verb: Export, console: Console) -> None:
     from scenetx.io.scene_dir import load_scene
-    from scenetx.pipeline.export import at_most, export
+    from scenetx.pipeline.export import at_most, check_target, export
 
     if not verb.targets:
         raise InputError("export", "no target", "name one or more files, for example splats.spz")
+    for target in verb.targets:
+        check_target(target)
     scene = load_scene(verb.scene)
     if verb.splats is not None:
         scene = at_most(scene, verb.splats)
     for target in verb.targets:
-        written = export(scene, target)
+        written = export(scene, target, verb.scene)
         size = f" ({written.stat().st_size / 1e6:.1f} MB)" if written.is_file() else ""
         console.print(f"wrote {written}{size}", markup=False, soft_wrap=True)
 
@@ -194,17 +198,24 @@ def _compress(verb: Compress, console: Console) -> None:
 
 
 def _evaluate(verb: Evaluate, console: Console) -> None:
+    other = ("reference", "width") if verb.protocol == "re10k" else ("index", "model", "limit")
+    for name in other:
+        if (value := getattr(verb, name)) is not None:
+            do = "leave it out" if verb.protocol == "re10k" else "add --protocol re10k, or leave it out"
+            raise InputError(f"--{name}", f"{value} says nothing to --protocol {verb.protocol}", do)
     if verb.protocol == "re10k":
         _evaluate_re10k(verb, console)
         return
-    from scenetx.io.scene_dir import load_scene
+    from scenetx.io.scene_dir import load_scene, refuse_own, scene_folder
     from scenetx.pipeline.score import evaluate, write_metrics
 
+    if verb.output is not None:
+        refuse_own(verb.output)
     metrics = evaluate(load_scene(verb.scene), reference=verb.reference, width=verb.width)
     if verb.output is not None:
         write_text(verb.output, json.dumps(metrics, indent=1))
     elif verb.width is None:  # metrics.json is about the pictures as they were fitted
-        write_metrics(metrics, verb.scene)
+        write_metrics(metrics, scene_folder(verb.scene))
     console.print(_scores(metrics))
 
 
@@ -272,6 +283,8 @@ def _track(verb: Track, console: Console) -> None:
     from scenetx.live.known_scale import KnownScale
     from scenetx.pipeline.track import TrackPlan, run_track
 
+    if verb.fov is not None and verb.K is not None:
+        raise InputError("track", "--fov and --K both describe the lens", "give one of the two")
     plan = TrackPlan(
         source=verb.source,
         map=verb.map,

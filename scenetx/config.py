@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from scenetx.core import InputError
 
@@ -20,7 +23,8 @@ def load_settings(defaults: Settings, *, file: str | Path | None = None, overrid
     """``defaults`` with a TOML file's differences, then ``key=value`` overrides, applied.
 
     Nested dataclasses are reached by tables or dotted keys (``fit.steps=2000``). An unknown key or a value of the wrong
-    type is an `InputError` that names it and the nearest known key. Values of overrides are TOML; a bare word is text.
+    type is an `InputError` that names it and the nearest known key; so are inf and nan where the default is finite.
+    Values of overrides are TOML; a bare word is text.
     """
     settings = defaults
     if file is not None:
@@ -48,6 +52,30 @@ def to_dict(settings: Any) -> dict[str, Any]:
         else:
             out[entry.name] = str(value) if isinstance(value, Path) else value
     return out
+
+
+def in_range(what: str, settings: Any, low: float, high: float, *names: str) -> None:
+    """Raises InputError for the first named field that is not in [low, high]; None passes, inf and NaN never do."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (low <= value <= high and value < math.inf):
+            limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise InputError(f"{what} {name}", value, f"give a number {limits}")
+
+
+def check_device(what: str, name: str) -> None:
+    """Raises InputError for a device that torch does not know, or that is not on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(what, name, "use cpu or cuda") from error
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if device.type == "cuda" else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise InputError(what, f"{name} is not on this machine", "use cpu (scenetx doctor says what is here)")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -82,6 +110,8 @@ def _merge(settings: Any, changes: Mapping[str, Any], *, where: str) -> Any:
             new[key] = _merge(current, value, where=where)
         else:
             new[key] = _checked(key, value, hints[key], where)
+            if not _finite(new[key]) and _finite(current):
+                raise InputError(where, f"{key} = {value!r}", "give a finite number")
     try:
         return dataclasses.replace(settings, **new)
     except InputError:
@@ -89,6 +119,12 @@ def _merge(settings: Any, changes: Mapping[str, Any], *, where: str) -> Any:
     except ValueError as error:  # what the dataclass itself has to say of its values: "value; what to do"
         value, _, advice = str(error).partition("; ")
         raise InputError(where, value, advice or "correct it") from error
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in it is inf or nan."""
+    items = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(item) for item in items if isinstance(item, float))
 
 
 def _checked(key: str, value: Any, hint: Any, where: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +39,7 @@ class Reconstruct:
     config: Path | None = None
     """TOML file with settings that differ from the quality's."""
     reference: Path | None = None
-    """cameras.json with true cameras: their errors go into the report."""
+    """cameras.json, transforms.json or COLMAP model with true cameras: their errors go into the report."""
     again: bool = False
     """Throw away what an earlier run left in the output folder's work area."""
     live: bool = False
@@ -225,6 +227,25 @@ class Localize:
 @dataclass(frozen=True)
 class Doctor:
     """What is installed, what works, what is missing and how to get it."""
+
+
+def settings_last(words: Sequence[str]) -> list[str]:
+    """The words of a command with its key=value settings together at the end, where tyro wants them.
+
+    They may be written anywhere; the value of an option (``-o a=b``) stays where it is, and so does all after ``--``.
+    """
+    verbs: dict[str, type] = {"reconstruct": Reconstruct, "train": Train, "data": Data}
+    verb = verbs.get(words[0]) if words else None
+    if verb is None or "--" in words:
+        return list(words)
+    flags = {f"--{entry.name.replace('_', '-')}" for entry in fields(verb) if "bool" in str(entry.type)}
+    moved = [
+        place
+        for place, word in enumerate(words)
+        if re.match(r"[A-Za-z_][\w.]*=", word)
+        and (not (before := words[place - 1]).startswith("-") or "=" in before or before.replace("_", "-") in flags)
+    ]
+    return [word for place, word in enumerate(words) if place not in moved] + [words[place] for place in moved]
 
 
 Verb = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,20 +21,29 @@ from scenetx.core.errors import InputError
 def replacing_path(path: str | Path) -> Iterator[Path]:
     """A file beside ``path`` that takes its place when the block ends well; else ``path`` stays as it was.
 
-    Parent folders are made. What the operating system refuses (full disk, no right to write) is an `InputError`.
+    Parent folders are made. A link stays: the file it leads to is replaced. A device or a named pipe stays too: what
+    is finished is written into it. What the operating system refuses (full disk, no right to write) is an `InputError`.
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+        into = path.exists() and not path.is_file() and not path.is_dir()
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        if not into:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        folder = None if into else target.parent
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name[:40]}.", suffix=".part")
     except OSError as error:
         raise _refused(path, error) from error
     os.close(handle)
     part = Path(name)
     try:
         yield part
-        part.chmod(0o644)  # mkstemp makes files that only their owner can read
-        part.replace(path)
+        if into:
+            with part.open("rb") as source, path.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        else:
+            part.chmod(0o644)  # mkstemp makes files that only their owner can read
+            part.replace(target)
     except OSError as error:
         raise _refused(path, error) from error
     finally:

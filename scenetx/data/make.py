@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from scenetx.config import to_dict
+from scenetx.config import check_device, in_range, to_dict
 from scenetx.core import InputError
 from scenetx.core.atomic import write_bytes
 from scenetx.data.procedural import ProceduralConfig, procedural_views
@@ -43,6 +43,8 @@ class MakeSettings:
         for name, low in (("scenes", 1), ("start", 0), ("per_shard", 1), ("processes", 1), ("batch", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"data make: {name}", getattr(self, name), f"give at least {low}")
+        in_range("data make:", self, 0.0, 1.0, "difficulty_from")
+        check_device("data make: device", self.device)
 
 
 def make_shards(folder: str | Path, settings: MakeSettings, report: Report | None = None) -> list[Path]:
@@ -57,7 +59,9 @@ def make_shards(folder: str | Path, settings: MakeSettings, report: Report | Non
     same = replace(settings, processes=1, batch=1, scenes=1 if grows else settings.scenes, device="cpu")
     about = json.dumps(to_dict(same), indent=1).encode()
     known = folder / ABOUT
-    if known.is_file() and known.read_bytes() != about:
+    # Settings that made no shard yet (a folder of photos that is not there) bind nobody.
+    begun = known.is_file() and any(folder.glob("shard-*.tar"))
+    if begun and known.read_bytes() != about:
         raise InputError(str(known), "is of other settings", "choose another folder, or the settings it was begun with")
     write_bytes(known, about)
     count = -(-settings.scenes // settings.per_shard)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from scenetx.core import Gaussians, Scene, View
+from scenetx.core import Gaussians, InputError, Scene, View
 from scenetx.fit.targets import reduced, target_view
 from scenetx.measure.image import WINDOW, color_corrected, psnr, ssim
 from scenetx.splat import Backend, rasterize
@@ -57,8 +57,10 @@ def evaluate_views(
 
     The render is clamped to [0, 1] and rounded to 8 bits first, as a viewer would show it; only
     `psnr_corrected` knows the photo's exposure; pixels outside a view's mask do not count. A view without a camera is
-    left out. Raises InputError where a picture that is to be reduced is below the SSIM window.
+    left out. Raises InputError for a ``width``, or a picture that is to be reduced, below the SSIM window.
     """
+    if width is not None and width < WINDOW:
+        raise InputError("width", width, f"choose at least {WINDOW} pixels")
     chosen = scene.held_out if views is None else views
     scores: dict[str, float] = {}
     similarities: dict[str, float] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from scenetx.config import check_device, in_range
 from scenetx.core import InputError
 from scenetx.splat import Backend
 
@@ -93,12 +95,31 @@ class FitSettings:
             raise InputError("fit setting sh_degree", self.sh_degree, "use 0 to 3")
         if not 0 <= self.pyramid <= 4:
             raise InputError("fit setting pyramid", self.pyramid, "use 0 to 4")
+        self._check_numbers()
+        check_device("fit setting device", self.device)
         if not 0 <= self.drop < 1:
             raise InputError("fit setting drop", self.drop, "use a share from 0 to below 1")
         if self.max_aspect != 0 and not self.max_aspect >= 1:
             raise InputError("fit setting max_aspect", self.max_aspect, "use at least 1, or 0 for no limit")
         if self.strategy not in ("mcmc", "classic"):
             raise InputError("fit setting strategy", self.strategy, "use mcmc or classic")
+
+    def _check_numbers(self) -> None:
+        """What would silently end in an empty scene, or in one that means nothing."""
+        what = "fit setting"
+        in_range(what, self, 1e-12, math.inf, "means_lr", "means_lr_end", "initial_scale")
+        in_range(
+            what, self, 0.0, math.inf, "scales_lr", "quats_lr", "opacities_lr", "sh_lr", "sh_rest_lr", "opacity_reg",
+            "scale_reg", "noise_lr", "grow_grad2d", "exposure_lr", "exposure_decay", "poses_lr", "checkpoint_seconds",
+        )  # fmt: skip
+        in_range(what, self, 0.0, 1.0, "pyramid_until", "ssim_weight", "refine_start", "refine_stop", "grow_until")
+        in_range(what, self, 0.0, 1.0, "poses_start")
+        in_range(what, self, 1e-6, 1 - 1e-6, "initial_opacity")
+        in_range(what, self, 1e-6, 0.49, "min_opacity")  # twice of it is what a reset leaves
+        in_range(what, self, 0.0, math.inf, "least_points", "initial_splats", "eval_views", "max_bad_steps")
+        in_range(what, self, 1.0, math.inf, "reset_interval")
+        if not all(0 <= part <= 1 for part in self.background):
+            raise InputError(f"{what} background", self.background, "use red, green and blue from 0 to 1")
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

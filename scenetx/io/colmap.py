@@ -60,12 +60,13 @@ def find_model(folder: str | Path) -> Path | None:
     return None
 
 
-def read_colmap(folder: str | Path, images_folder: str | Path | None = None) -> PosedSource:
+def read_colmap(folder: str | Path, images_folder: str | Path | None = None, *, bare: bool = False) -> PosedSource:
     """Pictures with lenses and poses, and points, of a COLMAP model (.bin or .txt), in the model's frame and scale.
 
     ``folder`` is the model or a folder above it (see `find_model`); ``images_folder`` is where the image names start,
     by default images/ beside or above the model. Pictures are listed as the model has them, also where the file is
-    gone, as long as one is there. Rigs and frames are not needed, nor are points.
+    gone, as long as one is there; ``bare``: also where none is, for who wants the cameras alone. Rigs and frames are
+    not needed, nor are points.
 
     Raises:
         InputError: no model or pictures found, a truncated file, a camera model with no OpenCV equal (it is named).
@@ -82,7 +83,7 @@ def read_colmap(folder: str | Path, images_folder: str | Path | None = None) -> 
             raise InputError(str(model), f"image name {image.name[:80]!r} leaves the folder", "correct the model")
         if image.camera not in cameras:
             raise InputError(str(model), f"image {image.name[:80]!r} has no camera {image.camera}", "correct the model")
-    root = _images_root(folder, model, images_folder, [image.name for image in images])
+    root = model if bare else _images_root(folder, model, images_folder, [image.name for image in images])
     pictures = []
     for image in sorted(images, key=lambda image: image.name):
         K, distortion, lens = _lens_of(cameras[image.camera], model)

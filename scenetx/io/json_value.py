@@ -126,8 +126,12 @@ def read_json(path: str | Path) -> JsonValue:
 
 
 def to_json(value: object) -> bytes:
-    """Readable JSON text. Numbers that are not finite become null, tensors and tuples lists, the rest its text."""
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    """Readable JSON text. Numbers that are not finite become null, tensors and tuples lists, the rest its text.
+
+    What UTF-8 cannot say (a file name in another encoding) becomes a question mark.
+    """
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode(errors="replace")
 
 
 def plain(value: object) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +30,10 @@ from scenetx.io.scene_files import (
 from scenetx.io.transforms import write_transforms
 
 VERSION = 1
+OWN = {"scene.json", "metrics.json", "transforms.json", "points.ply", "splats.ply", "report.html"} | {
+    *("images", "masks", "depth", "sparse", "map", ".work"),
+}
+"""What a scene folder is read from, or what `reconstruct` says of it."""
 WORKERS = 4  # Pillow lets go of the interpreter while it codes
 
 
@@ -75,9 +81,7 @@ def load_scene(folder: str | Path) -> Scene:
         InputError: no scene.json, one that is malformed, leaves the folder or is of a newer version, or a file that
             it lists is missing, broken or of another size.
     """
-    folder = Path(folder)
-    if folder.name == "scene.json" and folder.is_file():
-        folder = folder.parent
+    folder = scene_folder(folder)
     if not (folder / "scene.json").is_file():
         raise InputError(str(folder), "holds no scene.json", "give a folder that scenetx wrote")
     root = read_json(folder / "scene.json")
@@ -175,6 +179,28 @@ def _describe(scene: Scene, views: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def scene_folder(path: str | Path) -> Path:
+    """The folder of a scene that was named by its folder or by its scene.json."""
+    path = Path(path)
+    return path.parent if path.name == "scene.json" and path.is_file() else path
+
+
+def refuse_own(target: Path) -> None:
+    """Raises InputError for a path that is a scene folder, or one of the files and folders a scene is kept in."""
+    for place in (Path(os.path.realpath(target)), Path(os.path.realpath(target.parent), target.name)):
+        for folder in (place, *place.parents):
+            below = place.relative_to(folder).parts
+            if (not below or below[0] in OWN) and _holds_scene(folder):
+                raise InputError(str(target), f"belongs to the scene {folder.name}", "choose another name or folder")
+
+
+def _holds_scene(folder: Path) -> bool:
+    try:
+        return (folder / "scene.json").is_file()
+    except OSError:  # a name too long, a folder that may not be looked into
+        return False
+
+
 def _load_view(entry: JsonValue, folder: Path) -> View:
     width, height = entry["width"].whole(1, MAX_SIDE), entry["height"].whole(1, MAX_SIDE)
     files = {item["kind"].text(): item for item in entry["files"].items()}
@@ -188,8 +214,8 @@ def _load_view(entry: JsonValue, folder: Path) -> View:
     }
     camera = None
     if "camera" in entry:
-        world_from_cam = entry["camera"]["world_from_cam"].matrix(4, 4)
-        camera = Cameras(world_from_cam[None], entry["camera"]["K"].matrix(3, 3)[None], height, width)
+        pose, K = _load_pose(entry["camera"]["world_from_cam"]), _load_lens(entry["camera"]["K"])
+        camera = Cameras(pose[None], K[None], height, width)
     return View(
         name=entry["name"].name(),
         image=load_pixels(path["image"], height, width),
@@ -201,6 +227,22 @@ def _load_view(entry: JsonValue, folder: Path) -> View:
         held_out=entry["held_out"].flag(),
         cutout="cutout" in entry and entry["cutout"].flag(),
     )
+
+
+def _load_pose(entry: JsonValue) -> Float[Tensor, "4 4"]:
+    pose = entry.matrix(4, 4)
+    rotation = pose[:3, :3]
+    error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
+    if error > 1e-3 or torch.linalg.det(rotation) < 0 or not pose[3].allclose(pose.new_tensor([0, 0, 0, 1])):
+        raise entry.wrong("a camera pose (rotation and translation)")
+    return pose
+
+
+def _load_lens(entry: JsonValue) -> Float[Tensor, "3 3"]:
+    K = entry.matrix(3, 3)
+    if not (K[0, 0] > 0 and K[1, 1] > 0) or not K[2].allclose(K.new_tensor([0, 0, 1])):
+        raise entry.wrong("a camera matrix with focal lengths above 0")
+    return K
 
 
 def _load_original(entry: JsonValue) -> Original:

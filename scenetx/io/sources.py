@@ -23,7 +23,7 @@ Kind = Literal["pictures", "video", "posed", "scene"]
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mts", ".m2ts", ".3gp", ".mpg", ".mpeg"})
 _MASKS = "masks"
 _NOT_PICTURES = frozenset({_MASKS, "mask", "depth", "depths", "__macosx"})
-_TRANSFORMS = ("transforms.json", "transforms_train.json")
+TRANSFORMS = ("transforms.json", "transforms_train.json")
 _MAX_NAME = 100
 
 
@@ -63,6 +63,8 @@ def find_source(source: str) -> Source:
     Raises:
         InputError: nothing there, an empty folder, a folder without pictures, an unknown kind of file, several videos.
     """
+    if not source.strip():  # Path("") would be the working directory
+        raise InputError("source", "is empty", "give a folder of pictures, a video, or a glob in quotes")
     path = Path(source).expanduser()
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -102,13 +104,13 @@ def _from_file(path: Path) -> Source:
 def _from_folder(folder: Path) -> Source:
     if (folder / "scene.json").is_file():
         return Source("scene", folder)
-    if any((folder / name).is_file() for name in _TRANSFORMS):
+    if any((folder / name).is_file() for name in TRANSFORMS):
         return _posed(folder, read_transforms(folder))
     if find_model(folder) is not None:
         return _posed(folder, read_colmap(folder, None))
     if (folder / "poses_bounds.npy").is_file():
         return _posed(folder, read_llff(folder))
-    if (folder / "cameras.json").is_file() and _is_ours(folder / "cameras.json"):
+    if (folder / "cameras.json").is_file() and is_ours(folder / "cameras.json"):
         posed = read_cameras_json(folder)
         if any(picture.path.is_file() for picture in posed.pictures):
             return _posed(folder, posed)
@@ -118,7 +120,7 @@ def _from_folder(folder: Path) -> Source:
     return _from_pictures(folder)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Other programs write a cameras.json too (a list, in the output of 3DGS); those are left aside."""
     try:
         return "images" in read_json(path)

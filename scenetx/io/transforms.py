@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from jaxtyping import Float
@@ -35,17 +35,18 @@ LENSES: dict[str, Lens] = {
 }
 SPLITS = ("train", "val", "test")  # transforms_<split>.json of one scene
 MAX_SIDE = 1 << 20
+FARTHEST = 1e12  # of a camera from the origin, world units: no real capture is; 1e300 overflows in what follows
 OPENCV_FROM_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))  # camera axes
 
 
-def read_transforms(path: str | Path) -> PosedSource:
+def read_transforms(path: str | Path, *, bare: bool = False) -> PosedSource:
     """Pictures with lenses and poses of a transforms.json, or of a folder that holds one (or a train/val/test set).
 
     Camera axes are turned from OpenGL's to OpenCV's; the world is the file's own, also where ``applied_transform``
     says that another one came before (nerfstudio has applied it to poses and ``ply_file_path`` alike). Test pictures
     (transforms_test.json, ``test_filenames``) are ``held_out``, validation pictures of a split set are too. Depth is
     in units of ``depth_unit_scale_factor`` (0.001). Pictures whose file is gone are listed as long as one is there
-    and the file states their size.
+    and the file states their size; ``bare``: also where none is there, for who wants the cameras alone.
 
     Paths may lead up at most to the parent of the JSON's folder: a file that names /etc/passwd is not followed.
 
@@ -75,43 +76,49 @@ def read_transforms(path: str | Path) -> PosedSource:
             pictures[picture.name] = picture
         held_out |= _held_out(root, file, mine)
         points = points or _read_points(root, file)
-    if not any(picture.path.is_file() for picture in pictures.values()):
+    if not (bare and pictures) and not any(picture.path.is_file() for picture in pictures.values()):
         first = next(iter(pictures.values()), None)
         shown = f"none of its pictures exists ({first.path}, ...)" if first else "lists no picture that exists"
         raise InputError(str(path), shown, "put the pictures where file_path says")
     return PosedSource("transforms", tuple(pictures.values()), points, frozenset(held_out))
 
 
-def write_transforms(scene: Scene, path: str | Path) -> None:
-    """The registered views as a nerfstudio transforms.json, for the working pictures in images/ beside it.
+def write_transforms(scene: Scene, path: str | Path, folder: str | Path | None = None) -> None:
+    """The registered views as a nerfstudio transforms.json, for the working pictures in ``folder``/images.
 
-    Intrinsics stand at each frame, camera axes are OpenGL's, the world is the scene's; masks/ and points.ply are
-    named where the scene has them (this writes neither); held-out views make the test and validation split.
+    ``folder``: the scene's (default: that of the file); paths are relative to the file. Intrinsics stand at each
+    frame, camera axes are OpenGL's, the world is the scene's; masks/ and points.ply are named where the scene has them
+    (this writes neither); held-out views make the test and validation split.
 
     Raises:
         InputError: no view is registered, or the file cannot be written.
     """
     if not scene.registered:
         raise InputError(str(path), "no picture has a camera", "reconstruct the scene before writing it")
+    here = Path(path).parent.resolve()
+    to_scene = PurePath(os.path.relpath(Path(folder).resolve(), here) if folder is not None else ".")
     root: dict[str, object] = {
         "camera_model": "PINHOLE",
-        "frames": [_frame(view) for view in scene.registered],
+        "frames": [_frame(view, to_scene) for view in scene.registered],
     }
     if scene.points is not None:
-        root["ply_file_path"] = "points.ply"
+        root["ply_file_path"] = (to_scene / "points.ply").as_posix()
     if scene.held_out and scene.training:
-        test = [f"images/{stored_name(view.name)}" for view in scene.held_out]
-        train = [f"images/{stored_name(view.name)}" for view in scene.training]
+        test = [_picture(view, to_scene) for view in scene.held_out]
+        train = [_picture(view, to_scene) for view in scene.training]
         root |= {"train_filenames": train, "val_filenames": test, "test_filenames": test}
     write_bytes(path, to_json(root))
 
 
-def _frame(view: View) -> dict[str, object]:
+def _picture(view: View, to_scene: PurePath) -> str:
+    return (to_scene / "images" / stored_name(view.name)).as_posix()
+
+
+def _frame(view: View, to_scene: PurePath) -> dict[str, object]:
     assert view.camera is not None
     K = view.camera.K[0].double()
-    name = stored_name(view.name)
     frame: dict[str, object] = {
-        "file_path": f"images/{name}",
+        "file_path": _picture(view, to_scene),
         "w": view.camera.width,
         "h": view.camera.height,
         "fl_x": float(K[0, 0]),
@@ -121,7 +128,7 @@ def _frame(view: View) -> dict[str, object]:
         "transform_matrix": view.camera.world_from_cam[0].double() @ OPENCV_FROM_OPENGL,
     }
     if view.mask is not None:
-        frame["mask_path"] = f"masks/{name}.png"
+        frame["mask_path"] = (to_scene / "masks" / f"{stored_name(view.name)}.png").as_posix()
     return frame
 
 
@@ -256,6 +263,8 @@ def _pose(entry: JsonValue) -> Float[Tensor, "4 4"]:
     rigid = (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-2
     if not rigid or torch.linalg.det(rotation) < 0:
         raise entry.wrong("a camera pose (rotation and translation)")
+    if float(matrix[:3, 3].abs().max()) > FARTHEST:
+        raise entry.wrong(f"a camera pose within {FARTHEST:g} of the origin")
     # Files hold a handful of digits; the nearest rotation is what was meant, and inverses then are transposes.
     u, _, vh = torch.linalg.svd(rotation)
     matrix = matrix.clone()

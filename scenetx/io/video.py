@@ -1,4 +1,4 @@
-"""Videos in and out: the frames worth keeping, and H.264 files that play everywhere."""
+"""Videos in and out: the frames worth keeping, and files that play everywhere."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ OnProgress = Callable[[str, float], None]
 # A frame is judged on a small grey copy: enough for sharpness and shift, and little to compute.
 _SMALL_SIDE = 192
 _RECORD = "frames.json"
+CONTAINERS = {
+    ".mp4": ("mp4", "libx264"),
+    ".mov": ("mov", "libx264"),
+    ".mkv": ("matroska", "libx264"),
+    ".webm": ("webm", "libvpx-vp9"),
+}
+"""FFmpeg's names of the container and the encoder of a suffix."""
+ENCODERS = {
+    "libx264": {"preset": "medium"},
+    "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},  # b=0: quality alone decides
+}
 
 
 @dataclass(frozen=True)
@@ -97,29 +108,37 @@ def choose_frames(
 def write_video(
     path: str | Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float | int, crf: int = 18
 ) -> None:
-    """An H.264 MP4 (yuv420p, BT.709, index first, so that browsers play it), whole or not at all.
+    """A video (yuv420p, BT.709) of the kind its suffix names, whole or not at all.
 
-    Odd sizes lose their last row or column, which 4:2:0 cannot hold. ``crf``: 0 (lossless) to 51; 18 looks lossless.
-    Raises InputError for no frames, frames of different sizes, an impossible rate, or a full disk.
+    ``.webm`` holds VP9, ``.mkv`` and ``.mov`` H.264; any other name is an H.264 MP4 with the index first, so that
+    browsers play it. Odd sizes lose their last row or column, which 4:2:0 cannot hold. ``crf``: 0 (lossless) to 51; 18
+    looks lossless. Raises InputError for no frames, frames of different sizes, an impossible rate, a path that is no
+    file, or a full disk.
     """
     path = Path(path)
+    container_format, codec = CONTAINERS.get(path.suffix.lower(), CONTAINERS[".mp4"])
     if not (math.isfinite(fps) and 0.01 <= fps <= 1000) or not 0 <= crf <= 51:
         raise InputError(str(path), f"fps {fps}, crf {crf}", "give 0.01 to 1000 frames a second and a crf of 0 to 51")
     # Not `atomic.replacing`: to put the index first, FFmpeg opens the file a second time by its name.
-    part = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")
+    place = Path(os.path.realpath(path))  # a link stays one
+    part = place.with_name(f".{place.name[:40]}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            _encode(container, path, frames, Fraction(fps).limit_denominator(1001), crf)
-        part.replace(path)
+        if place.exists() and not place.is_file():
+            raise InputError(str(path), "is no file", "give the video another name")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        options = {"movflags": "+faststart"} if container_format in ("mp4", "mov") else {}
+        with av.open(str(part), "w", format=container_format, options=options) as container:
+            _encode(container, codec, path, frames, Fraction(fps).limit_denominator(1001), crf)
+        part.replace(place)
     except (av.FFmpegError, OSError) as error:
         why = error.strerror or str(error)
         raise InputError(str(path), f"cannot be written ({why})", "free space or choose another folder") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder could not be made
+            part.unlink()
 
 
-def _encode(container: Any, path: Path, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
+def _encode(container: Any, codec: str, path: Path, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
     stream, size = None, (0, 0)
     for pixels in frames:
         height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
@@ -127,7 +146,7 @@ def _encode(container: Any, path: Path, frames: Iterable[np.ndarray], rate: Frac
             if min(height, width) < 2:
                 raise InputError(str(path), f"frames of {width}x{height}", "make them at least 2x2 pixels")
             size = (height, width)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+            stream = container.add_stream(codec, rate=rate, options={"crf": str(crf), **ENCODERS[codec]})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             # sRGB primaries are BT.709's; without a tag players guess by size and colours shift.
             stream.codec_context.colorspace = stream.codec_context.color_primaries = 1

@@ -33,17 +33,19 @@ class BuildSettings:
     """Longer side of the grey pictures that the map keeps."""
 
 
-def build_map(scene: Scene, settings: BuildSettings | None = None, report: Report | None = None) -> ClassicalMap:
+def build_map(
+    scene: Scene, settings: BuildSettings | None = None, report: Report | None = None, name: str = ""
+) -> ClassicalMap:
     """The classical map of a scene's registered views, in the scene's frame and scale.
 
-    Takes about a third of a second a picture. Raises InputError when fewer than two pictures have a camera or hardly
-    a point comes out (no texture).
+    Takes about a third of a second a picture. ``name``: what messages call the scene (its folder). Raises InputError
+    when fewer than two pictures have a camera or hardly a point comes out (no texture).
     """
     settings = settings or BuildSettings()
-    say = report or _silent
+    say, name = report or _silent, name or scene.source or "scene"
     views = _spread(scene.registered, settings.views)
     if len(views) < 2:
-        raise InputError(scene.source or "scene", f"{len(views)} pictures with a camera", "reconstruct it first")
+        raise InputError(name, f"{len(views)} pictures with a camera", "reconstruct it first")
     found = _features(views, settings, lambda share: say(0.6 * share))
     pairs = _pairs(scene, views, settings.neighbors)
     stations = [_station(view, features, settings.side) for view, features in zip(views, found, strict=True)]
@@ -54,9 +56,7 @@ def build_map(scene: Scene, settings: BuildSettings | None = None, report: Repor
     made = map_of(stations, np.concatenate(links, axis=1), settings.points, _lenses(views))
     say(1.0)
     if len(made.positions) < 30:
-        raise InputError(
-            scene.source or "scene", f"only {len(made.positions)} points could be placed", "take pictures with texture"
-        )
+        raise InputError(name, f"only {len(made.positions)} points could be placed", "take pictures with texture")
     return made
 
 

@@ -69,16 +69,21 @@ def as_json(update: Update) -> Mapping[str, Any]:
         "dropped": update.dropped,
         "locator": update.locator,
         "map": update.map,
-        "note": update.note,
+        "note": _sayable(update.note),
     }
     if update.name:
-        out["name"] = update.name
+        out["name"] = _sayable(update.name)
     if update.anchor is not None:
         out["keyframe"] = update.anchor.name
         out["keyframe_from_cam"] = update.anchor.keyframe_from_cam.flatten().tolist()
     if update.image is not None:
         out["height"], out["width"] = int(update.image.shape[0]), int(update.image.shape[1])
     return out
+
+
+def _sayable(text: str) -> str:
+    """With question marks for what UTF-8 cannot say (a file name in another encoding): no file or stream takes it."""
+    return text.encode(errors="replace").decode()
 
 
 def believed(folder: str | Path) -> Iterator[Mapping[str, Any]]:
@@ -99,7 +104,8 @@ def write_tum(path: Path, poses: Iterable[tuple[float, Float[Tensor, "4 4"]]]) -
 class Trajectory:
     """A context manager that writes `TUM` (poses of tracking and relocalised frames) and `LINES` (every update).
 
-    Each update is on disk, in whole lines, before the next one is looked at. Raises InputError when it cannot write.
+    Each update is on disk, in whole lines, before the next one is looked at. Before the first one nothing is written:
+    the files of an earlier run stay until then. Raises InputError when it cannot write.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -108,14 +114,6 @@ class Trajectory:
         self._lines: TextIO | None = None
 
     def __enter__(self) -> Trajectory:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._tum = (self.folder / TUM).open("w", encoding="utf-8")
-            self._lines = (self.folder / LINES).open("w", encoding="utf-8")
-        except OSError as error:
-            self.close()
-            raise _refused(self.folder, error) from error
-        self._say(self._tum, TUM_HEADER)
         return self
 
     def __exit__(
@@ -131,11 +129,23 @@ class Trajectory:
 
     def add(self, update: Update) -> None:
         """One more update."""
-        assert self._tum is not None
-        assert self._lines is not None
+        tum, lines = self._files()
         if update.world_from_cam is not None and update.status in BELIEVED:
-            self._say(self._tum, tum_line(update.time, update.world_from_cam))
-        self._say(self._lines, json.dumps(as_json(update), allow_nan=False, ensure_ascii=False))
+            self._say(tum, tum_line(update.time, update.world_from_cam))
+        self._say(lines, json.dumps(as_json(update), allow_nan=False, ensure_ascii=False))
+
+    def _files(self) -> tuple[TextIO, TextIO]:
+        """`TUM` and `LINES`, opened when first asked for."""
+        if self._tum is None or self._lines is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._tum = (self.folder / TUM).open("w", encoding="utf-8")
+                self._lines = (self.folder / LINES).open("w", encoding="utf-8")
+            except OSError as error:
+                self.close()
+                raise _refused(self.folder, error) from error
+            self._say(self._tum, TUM_HEADER)
+        return self._tum, self._lines
 
     def _say(self, file: TextIO, line: str) -> None:
         try:

@@ -61,7 +61,7 @@ class PictureFiles:
     live: bool = False
 
     def shots(self) -> Iterator[Shot]:
-        trouble = ""
+        trouble, given = "", False
         for name, path, seconds in self.files:
             try:
                 image = read_picture(path).pixels
@@ -69,9 +69,9 @@ class PictureFiles:
                 trouble = str(error)
                 continue
             yield Shot(image, seconds, name, trouble and f"passed over {trouble}")
-            trouble = ""
-        if trouble and len(self.files) == 1:
-            raise InputError(self.name, trouble, "give pictures that can be read")
+            trouble, given = "", True
+        if trouble and not given:
+            raise InputError(self.name, f"no picture can be read ({trouble})", "give pictures that can be read")
 
 
 @dataclass(frozen=True)

@@ -69,17 +69,16 @@ def fetch(
         return path
     try:
         from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise InputError("huggingface_hub", "not installed", "pip install huggingface_hub") from error
     if report:
         report(f"{entry.repo}/{entry.file}, {entry.megabytes:,} MB, licence {entry.licence}", 0.0)
     folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         revision = pinned(entry).revision or HfApi().model_info(entry.repo).sha
         hf_hub_download(entry.repo, entry.file, revision=revision, local_dir=folder)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # without a network it is one of the http client, which differs between versions
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{entry.repo}/{entry.file}", reason, "check the network, or give a local file") from error
     verify(entry, path, revision)

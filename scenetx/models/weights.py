@@ -48,8 +48,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = "holds more than tensors (code is never run from weight files)"
         raise InputError(str(path), reason, "convert it to safetensors where you trust it") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(str(path), f"broken or truncated ({error})"[:200], "fetch it again") from error
+    except Exception as error:  # a broken pickle ends in nearly any error there is
+        reason = f"broken or truncated ({str(error) or type(error).__name__})"[:200]
+        raise InputError(str(path), reason, "fetch it again") from error
     return tensors_of(content, str(path))
 
 

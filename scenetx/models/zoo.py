@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from scenetx.core import InputError
 from scenetx.models.hub import find_local
 from scenetx.models.own import open_own, read_stated, shipped
-from scenetx.models.weights import fill_bare, load_strictly, read_layout, read_weights
+from scenetx.models.weights import SUFFIXES, fill_bare, load_strictly, read_layout, read_weights
 
 Kind = Literal["geometry", "view-synthesis", "splats"]
 APACHE = "Apache-2.0"
@@ -143,11 +144,19 @@ ZOO: dict[str, Published] = {entry.name: entry for entry in (*ENTRIES, *VIEW_SYN
 
 
 def find(name: str) -> Published:
-    """The entry of a name. Raises InputError that lists the names."""
+    """The entry of a name. Raises InputError that lists the names, or says what is meant."""
     entry = ZOO.get(name)
     if entry is None:
-        raise InputError("model", name, f"use one of {', '.join(sorted(ZOO))}")
+        raise unknown_model(name, ZOO, f"use one of {', '.join(sorted(ZOO))}")
     return entry
+
+
+def unknown_model(asked: str, known: Collection[str], do: str) -> InputError:
+    """The error for what is none of the ``known`` names: a file that is not there, a slip of the pen, or ``do``."""
+    if "/" in asked or asked.endswith(SUFFIXES):
+        return InputError(asked, "no such file", "give a weight file that is there, or a name of: scenetx models list")
+    near = difflib.get_close_matches(asked, known, 1, 0.8)
+    return InputError("model", asked, f"did you mean {near[0]}? Or {do}" if near else do)
 
 
 def load_model(

@@ -8,7 +8,7 @@ from scenetx.core import InputError
 from scenetx.models.hub import local_file
 from scenetx.models.open_geometry import find_geometry
 from scenetx.models.own import shipped
-from scenetx.models.zoo import ZOO, find
+from scenetx.models.zoo import ZOO, find, unknown_model
 
 # From the best that fits a laptop down; weights that may not be used commercially are never taken unasked.
 PREFERRED = ("da3-base", "mapanything", "da3-small")
@@ -40,5 +40,8 @@ def choose_model(asked: str) -> tuple[str, str, str]:
         meant = find_geometry(asked)
         how = "it was trained as" if meant.stated else "its tensors are those of"
         return meant.name, asked, f"{Path(asked).name}: {how} {meant.name}"
-    known = ", ".join(name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry")
-    raise InputError("model", asked, f"use auto, sfm, mini, a weight file, or one of {known}")
+    mini = ["mini"] if shipped("mini", "geometry") else []
+    geometry = [name for name, entry in sorted(ZOO.items()) if entry.kind == "geometry"]
+    others = ["auto", "sfm", *mini]
+    do = f"use {', '.join(others)}, a weight file, or one of {', '.join(geometry)}"
+    raise unknown_model(asked, [*others, *geometry], do)

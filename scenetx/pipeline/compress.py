@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from scenetx.fit.quantise import Quantiser
 from scenetx.io.json_value import to_json
 from scenetx.io.least_turned import least_turned
 from scenetx.io.ply import write_splat_ply
-from scenetx.io.scene_dir import load_scene
+from scenetx.io.scene_dir import load_scene, refuse_own, scene_folder
 from scenetx.io.sog import write_sog
 from scenetx.io.sog_steps import SogSteps
 from scenetx.io.splat_formats import COMPRESSED_PLY, read_gaussians, write_gaussians
@@ -100,21 +101,24 @@ def compress(
     plan: CompressPlan | None = None,
     report: Report = silent,
 ) -> RateCurve:
-    """Small splat files of a scene folder in ``output`` (default SCENE/compressed), and their rate-distortion table.
+    """Small splat files of a scene in ``output`` (a folder, default SCENE/compressed), and their rate-distortion table.
 
     The full splats are packed in every format first. Where SOG misses the target their numbers are made coarser and
     they are made fewer (`scenetx.fit.compress`), as many as the target leaves room for, and packed again; every file
     is read back before it is scored on the held-out views (on training views, and said so, where none was held out).
 
     Raises:
-        InputError: no splats, no registered views, or a file that cannot be written.
+        InputError: no splats, no registered views, an ``output`` that is a scene's own, or a file that cannot be
+            written.
     """
     started = time.perf_counter()
     plan = plan or CompressPlan()
+    folder = Path(output) if output is not None else scene_folder(source) / "compressed"
+    refuse_own(folder)
     scene = load_scene(source)
     if scene.gaussians is None or not len(scene.gaussians):
         raise InputError(str(source), "has no splats", "run scenetx reconstruct without --no-splats first")
-    work = _Bench(scene, Path(output) if output is not None else Path(source) / "compressed")
+    work = _Bench(scene, folder)
     work.start(scene.gaussians)
     full = least_turned(scene.gaussians)  # the same splats, in numbers that pack better
     for index, kind in enumerate(plan.formats):
@@ -183,12 +187,10 @@ class _Bench:
 
     def start(self, gaussians: Gaussians) -> None:
         """The .ply that all is measured against; it is not kept."""
-        path = self.folder / "splats.ply"
-        write_splat_ply(gaussians, path)
-        try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "splats.ply"
+            write_splat_ply(gaussians, path)
             self._score(path, "full")
-        finally:
-            path.unlink(missing_ok=True)
 
     def pack(self, gaussians: Gaussians, kind: str, splats: str) -> RatePoint:
         """One file; light splats take the place of full ones under the same name."""
@@ -205,12 +207,10 @@ class _Bench:
             gaussians = Quantiser.of(gaussians, settings.grid).rounded(gaussians)
             kept = gaussians.opacities > 0
             gaussians = gaussians[kept] if bool(kept.any()) else gaussians
-        path = self.folder / "trial.sog"
-        try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "trial.sog"
             write_sog(gaussians, path)
             return path.stat().st_size
-        finally:
-            path.unlink(missing_ok=True)
 
     def pack_to_size(self, gaussians: Gaussians, scores: Float[Tensor, "g"], most: int) -> RatePoint:
         """A .sog of at most ``most`` bytes where leaving out the least significant splats can make it so."""

@@ -78,27 +78,41 @@ def localize(
     """Where pictures were taken, in the frame and scale of a scene folder.
 
     Intrinsics: ``lens``, else of the scene's camera for pictures of its size, else EXIF, else estimated. output: a JSON
-    file for all answers. Raises InputError for a scene or a picture that cannot be read.
+    file for all answers. Pictures that cannot be read are said, listed there under "unread", and have no answer. Raises
+    InputError for a scene that cannot be read, a picture that is not there, and when no picture can be read.
     """
+    tell, files = say or log.info, _pictures(pictures)
     opened = scene if isinstance(scene, OpenMap) else open_map(scene, method, model=model, say=say)
     folder = None if isinstance(scene, OpenMap) else Path(scene)
-    answers = []
-    for path in _pictures(pictures):
-        picture = read_picture(path)
+    answers: list[Answer] = []
+    unread: list[tuple[Path, InputError]] = []
+    for path in files:
+        try:
+            picture = read_picture(path)
+        except InputError as error:
+            unread.append((path, error))
+            if len(unread) == len(files):
+                raise
+            tell(f"passed over {error}")
+            continue
         found = localize_picture(picture, opened.locator, opened.lenses, lens)
         distance, degrees = _against_truth(folder, path, found)
         answers.append(Answer(str(path), found, distance, degrees))
-        (say or log.info)(answers[-1].line())
+        tell(answers[-1].line())
     if output is not None:
-        write_bytes(Path(output), to_json({"scene": str(folder or ""), "pictures": [a.as_json() for a in answers]}))
+        why = [{"picture": str(path), "note": str(error)} for path, error in unread]
+        said = {"scene": str(folder or ""), "pictures": [a.as_json() for a in answers], "unread": why}
+        write_bytes(Path(output), to_json(said))
     return answers
 
 
 def _pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, and the pictures of folders."""
+    """Files, and the pictures of folders. Raises InputError for what is not there."""
     out: list[Path] = []
     for given in paths:
         path = Path(given)
+        if not path.exists():
+            raise InputError(str(path), "does not exist", "give a picture, or a folder of pictures")
         out += sorted(item for item in path.iterdir() if is_picture(item)) if path.is_dir() else [path]
     if not out:
         raise InputError("localize", "no picture", "name one or more picture files")

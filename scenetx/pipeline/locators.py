@@ -37,9 +37,9 @@ class OpenMap:
 def open_map(folder: str | Path, method: Method = "auto", *, model: str = "auto", say: Say | None = None) -> OpenMap:
     """The map of a scene folder. The classical one and the student are kept in the folder once made.
 
-    auto: the classical way, which any CPU runs; where the pictures have too little texture for it, a geometry model
-    whose weights are here. ``say`` is told which it is and why. Raises InputError for a folder that is no scene, and
-    when no way is open.
+    auto: a geometry model where one is named; else the classical way, which any CPU runs; where the pictures have too
+    little texture for that, a geometry model whose weights are here. ``say`` is told which it is and why. Raises
+    InputError for a folder that is no scene, and when no way is open.
     """
     if method not in get_args(Method):
         raise InputError("method", method, f"choose from {', '.join(get_args(Method))}")
@@ -47,7 +47,7 @@ def open_map(folder: str | Path, method: Method = "auto", *, model: str = "auto"
     tell = say or _silent
     if method == "student":
         return _student(folder, tell)
-    if method == "kv":
+    if method == "kv" or (method == "auto" and model != "auto"):
         return _kv(folder, model, tell)
     try:
         opened = _classical(folder, tell)
@@ -113,7 +113,7 @@ def classical_map(folder: str | Path, *, say: Say | None = None, settings: Build
         except InputError as error:
             tell(str(error))
     tell("making the classical map (once for a scene)")
-    made = build_map(load_scene(folder), settings)
+    made = build_map(load_scene(folder), settings, name=str(folder))
     try:
         save_map(made, path)
     except InputError as error:  # a scene on a read-only disk can still be tracked in

@@ -16,6 +16,7 @@ from scenetx.geometry.sfm import SfmSettings
 from scenetx.io.prepare import PrepareSettings, hold_out, open_source
 from scenetx.io.scene_dir import load_scene, save_scene
 from scenetx.pipeline.cameras import find_cameras
+from scenetx.pipeline.choose import choose_model
 from scenetx.pipeline.instant import (
     METHODS,
     InstantSettings,
@@ -27,6 +28,7 @@ from scenetx.pipeline.instant import (
 )
 from scenetx.pipeline.page import write_page
 from scenetx.pipeline.predict import PredictSettings
+from scenetx.pipeline.reference import against_reference, read_reference
 from scenetx.pipeline.render import PathSettings, render_path
 from scenetx.pipeline.score import evaluate, report_pictures, with_depth, write_metrics
 from scenetx.pipeline.watch import UNWATCHED, Watcher
@@ -53,6 +55,10 @@ class ReconstructSettings:
     instant: InstantSettings = field(default_factory=InstantSettings)
     fit: FitSettings = field(default_factory=FitSettings)
 
+    def __post_init__(self) -> None:
+        if self.eval_every < 0 or self.eval_every == 1:
+            raise InputError("eval_every", self.eval_every, "give 0 (none) or 2 and more")
+
 
 def settings_for(
     quality: Quality = "standard", *, file: str | Path | None = None, overrides: Sequence[str] = ()
@@ -62,10 +68,7 @@ def settings_for(
     defaults = ReconstructSettings(quality=quality, prepare=PrepareSettings(width=fit.width), fit=fit)
     settings = load_settings(defaults, file=file, overrides=overrides)
     # One working size: the pictures are opened no larger than they are fitted to.
-    settings = replace(settings, fit=replace(settings.fit, width=settings.prepare.width))
-    if settings.eval_every < 0:
-        raise InputError("eval_every", settings.eval_every, "give 0 (none) or a positive number")
-    return settings
+    return replace(settings, fit=replace(settings.fit, width=settings.prepare.width))
 
 
 def reconstruct(
@@ -85,14 +88,20 @@ def reconstruct(
     source: folder of pictures, video file, glob, COLMAP model, transforms.json, LLFF or cameras.json folder. When it
     brings camera poses they are used and the result stays in their frame and scale. After an interruption the same call
     goes on; a finished scene of equal settings and pictures is loaded and returned. again: start over.
-    reference: cameras to measure the found ones against. watcher: told of cameras and splats as they come. Raises
-    `InputError` for bad input; nothing written is lost.
+    reference: cameras to measure the found ones against, also those of a finished scene. watcher: told of cameras and
+    splats as they come. Raises `InputError` for bad input; nothing written is lost.
     """
     settings = settings or settings_for(quality)
+    # What is mistyped is said now, not after hours of work.
+    choose_model(settings.model)
+    if reference is not None:
+        read_reference(reference)
+    if not str(source).strip():
+        raise InputError("source", "is empty", "give a folder of pictures, a video, or a glob in quotes")
     space = Workspace(Path(output) if output else default_output(str(source)), report)
     finished = None if again else _finished(space.folder, str(source), settings)
     if finished is not None:
-        return finished
+        return finished if reference is None else _measured(finished, reference, space.folder, command)
     with space.held(again=again):
         scene = _cameras(str(source), settings, space)
         watcher.scene(scene)
@@ -110,6 +119,8 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
         opened = open_source(source, settings.prepare, space.work, space.progress("open"))
         known = opened.kind == "scene"
         notes.append("a scene with its cameras" if known else f"{len(opened.scene.views)} pictures")
+        if known and settings.model not in ("auto", "sfm"):
+            notes.append(f"model {settings.model} is not used: the scene's cameras stay as they are")
     if opened.kind == "scene":
         # Fitted anew from its own cameras; which views were held out may change.
         scene = load_scene(opened.path)
@@ -163,8 +174,8 @@ def _fitted(scene: Scene, fit: FitSettings, start: Gaussians | None, space: Work
             psnr = f", held-out {update.psnr:.1f} dB" if update.psnr is not None else ""
             watcher.fitting(update)
             space.report("splats", update.step / update.steps, f"{update.num_gaussians:,} splats{psnr}")
-        if update is None or update.gaussians is None:
-            raise InputError(scene.source, "no splats came out", "check that the pictures are not all masked")
+        if update is None or update.gaussians is None or len(update.gaussians) == 0:
+            raise InputError(scene.source, "no splats came out", "check the fit's settings, and that not all is masked")
         notes.append(f"{len(update.gaussians):,} splats in {update.steps} steps")
         refined = update.cameras or {}
         views = tuple(replace(view, camera=refined.get(view.name, view.camera)) for view in scene.views)
@@ -194,8 +205,21 @@ def _write(scene: Scene, settings: ReconstructSettings, space: Workspace, comman
             flight = PathSettings(path="input", frames=90, width=min(640, settings.prepare.width))
             render_path(scene, space.folder / "preview.mp4", flight, space.report)
         write_page(scene, space.folder / "viewer.html", title=space.folder.resolve().name.removesuffix("-scene"))
-        files = [path for path in sorted(space.folder.iterdir()) if path.is_file()]
-        write_report(scene, space.folder, report_pictures(scene), command=command, files=files)
+        _report(scene, space.folder, command)
+
+
+def _report(scene: Scene, folder: Path, command: str) -> None:
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    write_report(scene, folder, report_pictures(scene), command=command, files=files)
+
+
+def _measured(scene: Scene, reference: str | Path, folder: Path, command: str) -> Scene:
+    """A finished scene with its errors against a reference, in metrics.json and the report too."""
+    errors = {"reference": against_reference(scene, reference)}
+    scene = replace(scene, metrics={**scene.metrics, **errors})
+    write_metrics(errors, folder)
+    _report(scene, folder, command)
+    return scene
 
 
 def _summary(source: str, settings: ReconstructSettings) -> Stage:

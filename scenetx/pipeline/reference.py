@@ -19,7 +19,9 @@ from scenetx.geometry.align import align_cameras
 from scenetx.geometry.lift import thin
 from scenetx.io.cameras_json import read_cameras_json
 from scenetx.io.colmap import read_colmap
+from scenetx.io.json_value import read_json
 from scenetx.io.posed import PosedPicture, PosedSource
+from scenetx.io.sources import TRANSFORMS, is_ours
 from scenetx.io.transforms import read_transforms
 from scenetx.measure.shape import CloudErrors, DepthErrors, cloud_errors, depth_errors, pose_errors
 
@@ -68,13 +70,38 @@ def against_reference(scene: Scene, reference: str | Path) -> dict[str, Any]:
 
 
 def read_reference(path: str | Path) -> PosedSource:
-    """Cameras from a cameras.json, a transforms.json or a COLMAP model."""
+    """Cameras from a cameras.json, a transforms.json, a COLMAP model, or a folder with one of them: told by content.
+
+    A scene of ours serves too, as folder or scene.json; pictures need not be there. Raises InputError where nothing of
+    that can be read.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(str(path), "not there", "name a cameras.json, transforms.json or COLMAP folder")
     if path.is_dir():
-        return read_cameras_json(path) if (path / "cameras.json").exists() else read_colmap(path, None)
-    return read_transforms(path) if "transforms" in path.name else read_cameras_json(path)
+        return _of_folder(path)
+    if path.suffix.lower() != ".json":
+        if path.stem in ("cameras", "images", "points3D"):
+            return read_colmap(path.parent, bare=True)
+        raise InputError(str(path), "is no reference", "name a cameras.json, transforms.json or COLMAP folder")
+    root = read_json(path)
+    if "frames" in root:
+        return read_transforms(path, bare=True)
+    if "images" in root and isinstance(root["images"].value, dict):
+        return read_cameras_json(path)
+    if path.name == "scene.json":
+        return _of_folder(path.parent)
+    raise InputError(str(path), "JSON without 'frames' or 'images'", "name a transforms.json or cameras.json")
+
+
+def _of_folder(folder: Path) -> PosedSource:
+    """Cameras of a folder; a cameras.json of another program is left aside."""
+    known = folder / "cameras.json"
+    if known.is_file() and is_ours(known):
+        return read_cameras_json(known)
+    if any((folder / name).is_file() for name in TRANSFORMS):
+        return read_transforms(folder, bare=True)
+    return read_colmap(folder, bare=True)
 
 
 def _name_in(truth: Mapping[str, PosedPicture], view: View) -> str | None:

@@ -16,13 +16,14 @@ from scenetx.core import Cameras, InputError, Render, Scene
 from scenetx.core.paths import orbit, spiral, through
 from scenetx.io.camera_path import read_camera_path
 from scenetx.io.images import write_picture
-from scenetx.io.video import write_video
+from scenetx.io.scene_dir import refuse_own
+from scenetx.io.video import CONTAINERS, write_video
 from scenetx.pipeline.view_render import Painter, PaintSettings
 from scenetx.pipeline.workspace import Report, silent
 from scenetx.splat import Backend, rasterize
 
 PATHS = {"orbit": orbit, "spiral": spiral, "input": through}
-VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
+MOST_FRAMES = 100_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def render(
 ) -> Render:
     """What the scene's Gaussians look like from ``cameras`` (any size); float RGB, may exceed 1 where splats glow."""
     if scene.gaussians is None:
-        raise InputError(scene.source or "scene", "has no splats", "run scenetx reconstruct without --no-splats first")
+        raise InputError("the scene", "has no splats", "run scenetx reconstruct without --no-splats first")
     with torch.no_grad():
         backdrop = torch.tensor(background, dtype=scene.gaussians.means.dtype)
         return rasterize(scene.gaussians, cameras, background=backdrop, backend=backend)
@@ -65,15 +66,17 @@ def cameras_for(scene: Scene, settings: PathSettings) -> Cameras:
     """The flight's cameras, of the size asked for, with even sides (video needs them)."""
     if settings.frames < 1:
         raise InputError("frames", settings.frames, "ask for at least one")
+    if settings.frames > MOST_FRAMES:
+        raise InputError("frames", f"{settings.frames:,}", f"ask for at most {MOST_FRAMES:,}")
     if settings.path in PATHS:
         if not scene.registered:
-            raise InputError(scene.source or "scene", "has no cameras", "reconstruct it first")
+            raise InputError("the scene", "has no cameras", "reconstruct it first")
         cameras = PATHS[settings.path](scene, settings.frames)
     elif settings.path.endswith(".json"):
         cameras = read_camera_path(settings.path)
     else:
         raise InputError("path", repr(settings.path), f"choose {', '.join(PATHS)} or name a .json file")
-    width = settings.width or cameras.width
+    width = cameras.width if settings.width is None else settings.width
     if not 2 <= width <= 16384:
         raise InputError("width", width, "choose between 2 and 16384 pixels")
     height = round(cameras.height * width / cameras.width)
@@ -83,17 +86,18 @@ def cameras_for(scene: Scene, settings: PathSettings) -> Cameras:
 def render_path(
     scene: Scene, output: str | Path, settings: PathSettings | None = None, report: Report = silent
 ) -> tuple[Path, ...]:
-    """Render a flight to a video file (``.mp4``, ``.webm``) or, for any other name, to a folder of PNG files.
+    """Render a flight to a video file (``.mp4 .webm .mkv .mov``) or, for a name without suffix, a folder of PNG files.
 
     Gives the files written. Depth is 16-bit PNG (world unit / 1000 a step; 0 = nothing there) for a folder, and for a
-    video a second file ``NAME-depth.mp4`` in grey, near = bright.
+    video a second file ``NAME-depth`` of the same kind in grey, near = bright.
     """
     settings, output = settings or PathSettings(), Path(output)
+    refuse_own(output)
     cameras = cameras_for(scene, settings)
     painter = _painter(scene, settings)
     if painter is not None:
         cameras = painter.size(cameras, settings.width)
-    if output.suffix.lower() in VIDEO_SUFFIXES:
+    if output.suffix.lower() in CONTAINERS:
         return _to_video(_renders(scene, cameras, settings, report, painter), output, settings)
     return _to_folder(_renders(scene, cameras, settings, report, painter), output, settings)
 
@@ -139,8 +143,12 @@ def _to_video(renders: Iterator[Render], output: Path, settings: PathSettings) -
 
 def _to_folder(renders: Iterator[Render], output: Path, settings: PathSettings) -> tuple[Path, ...]:
     if output.suffix:
-        raise InputError(str(output), f"suffix {output.suffix}", "name a .mp4 or .webm file, or a folder")
-    output.mkdir(parents=True, exist_ok=True)
+        raise InputError(str(output), f"suffix {output.suffix}", f"name a {', '.join(CONTAINERS)} file, or a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"cannot be made a folder ({error.strerror or error})"
+        raise InputError(str(output), why, "choose another folder") from error
     files = []
     for index, picture in enumerate(renders):
         files.append(output / f"{index:05d}.png")

@@ -21,7 +21,7 @@ from scenetx.live.object_mode import BoxFollower, MaskFiles, Masks, MaskVideo, o
 from scenetx.live.one_frame import into_one_frame
 from scenetx.live.outputs import VIDEO, Recorder, Trajectory
 from scenetx.live.pose_stream import open_stream
-from scenetx.live.source import Reader
+from scenetx.live.source import Reader, open_reader
 from scenetx.live.track import Tracker, TrackSettings, track_frames
 from scenetx.live.update import GrowsMap, Locator, ManyMaps, MovesKeyframes, Status, Update
 from scenetx.pipeline.locators import Method, OpenMap, Say, open_map, open_without_map
@@ -133,9 +133,15 @@ def run_track(
     """Tracks until the source ends or Ctrl-C, with all outputs that the plan asks for; what was found is kept.
 
     A map made on the way is written to OUTPUT/map-scene, a scene folder that `reconstruct` can go on with; and the
-    poses in its frame, as its keyframes stand in the end, to OUTPUT/trajectory_final_tum.txt (`anchors`).
+    poses in its frame, as its keyframes stand in the end, to OUTPUT/trajectory_final_tum.txt (`anchors`). Until the
+    first frame is looked at nothing is written: what an earlier run left there stays where this one cannot begin.
     """
     tell = say or log.info
+    if plan.record and plan.output is None:
+        raise InputError("record", "no folder to write to", "add --output DIR")
+    # What is quick to look at is looked at before the map, which may take minutes.
+    source = open_reader(plan.source, size=plan.capture.size, fps=plan.capture.fps)
+    masks = plan.masks()
     opened, scene_from_world = _in_known_scale(plan, _opened(plan.map, plan.method, plan.model, plan.lens, tell), tell)
     tally = _Tally()
     with ExitStack() as stack:
@@ -143,12 +149,12 @@ def run_track(
         growing = opened.locator.map_points if isinstance(opened.locator, GrowsMap) else None
         sinks = _sinks(plan, stack, scene_from_world, tell, growing)
         updates = track(
-            plan.source,
+            source,
             scene=opened,
             lens=plan.lens,
             capture=plan.capture,
             settings=plan.settings,
-            masks=plan.masks(),
+            masks=masks,
             say=tell,
         )
         # A generator that is left is closed by hand: its capture thread should end now, not when memory is collected.
@@ -162,8 +168,9 @@ def run_track(
                 if update.status != status:
                     tell(_state_line(update))
                     status = update.status
-        _keep_map(plan, opened.locator, tell)
-    if plan.output is not None and plan.map is None:
+        if tally.frames:
+            _keep_map(plan, opened.locator, tell)
+    if tally.frames and plan.output is not None and plan.map is None:
         _last_word(plan.output, opened.locator, tell)
     return tally.summary()
 
@@ -197,8 +204,6 @@ def _sinks(
 ) -> list[Callable[[Update], None]]:
     """Who is given each update; entered here, left in reverse. The page shows the scene in its own frame."""
     sinks: list[Callable[[Update], None]] = []
-    if plan.record and plan.output is None:
-        raise InputError("record", "no folder to write to", "add --output DIR")
     if plan.output is not None:
         sinks.append(stack.enter_context(Trajectory(plan.output)).add)
         say(f"trajectory in {plan.output}")
@@ -272,6 +277,10 @@ class _Tally:
         self._dropped = 0
         self._first = self._last = 0.0
 
+    @property
+    def frames(self) -> int:
+        return sum(self._states.values())
+
     def add(self, update: Update) -> None:
         if not self._states:
             self._first = update.time
@@ -285,7 +294,7 @@ class _Tally:
     def summary(self) -> TrackSummary:
         latency = np.array(self._latency or [0.0])
         return TrackSummary(
-            frames=sum(self._states.values()),
+            frames=self.frames,
             posed=self._states.get("tracking", 0) + self._states.get("relocalised", 0),
             dropped=self._dropped,
             seconds=self._last - self._first,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import webbrowser
@@ -16,7 +17,7 @@ import torch
 
 from scenetx.core import InputError, Scene, Sim3, Stage, View
 from scenetx.io.json_value import JsonValue, read_json
-from scenetx.io.scene_dir import load_scene, save_scene
+from scenetx.io.scene_dir import load_scene, save_scene, scene_folder
 from scenetx.io.scene_files import stored_name
 from scenetx.io.splat_formats import read_gaussians
 from scenetx.pipeline.page import splat_data, write_page
@@ -99,7 +100,7 @@ class LiveView:
 
 def served(folder: Path, settings: ViewSettings) -> ViewerServer:
     """A server (not yet entered) that knows the scene of a folder and writes changes of its frame back."""
-    folder = folder.parent if folder.name == "scene.json" else folder
+    folder = scene_folder(folder)
     scene = load_scene(folder)
     server: ViewerServer | None = None
 
@@ -144,10 +145,24 @@ def served_file(path: Path, settings: ViewSettings) -> ViewerServer:
 
 
 def apply_frame(folder: Path, frame: Path) -> None:
-    """Gives the scene in ``folder`` the frame of a file that a static page saved. Raises InputError for others."""
+    """Gives the scene in ``folder`` the frame of a file that a static page saved, once: a second time only a warning
+    comes of it. Raises InputError for other files.
+    """
     root = read_json(frame)
     change = Similarity(root["scale"].number(), root["rotation"].numbers(), _three(root["translation"]))
-    _save(in_new_frame(load_scene(folder), change), folder)
+    mark = hashlib.sha256(repr(change).encode()).hexdigest()[:16]
+    folder = scene_folder(folder)
+    scene = load_scene(folder)
+    if mark in _applied(scene):
+        log.warning("%s: %s has this frame already; nothing was changed", frame, folder)
+        return
+    _save(in_new_frame(scene, change, mark), folder)
+
+
+def _applied(scene: Scene) -> list[str]:
+    """The marks of the frame files that the scene was given. What a page saved speaks of the scene before any of it."""
+    stages = [stage.settings.get("applied") for stage in scene.history if stage.name == FRAME_STAGE]
+    return [str(mark) for marks in stages if isinstance(marks, list) for mark in marks]
 
 
 def _save(scene: Scene, folder: Path) -> None:
@@ -188,11 +203,11 @@ def title_of(scene: Scene, folder: Path) -> str:
     return folder.resolve().name.removesuffix("-scene") or scene.source or "Scene"
 
 
-def in_new_frame(scene: Scene, change: Similarity) -> Scene:
+def in_new_frame(scene: Scene, change: Similarity, mark: str | None = None) -> Scene:
     """The scene in the frame a person has set in the viewer: x_new = scale * rotation @ x + translation.
 
-    Cameras, points, splats and depths are moved; that up is now +z is kept in the history when it turned. Raises
-    InputError when the change is no similarity.
+    Cameras, points, splats and depths are moved; that up is now +z is kept in the history when it turned, and so is
+    ``mark``, by which the change is known again. Raises InputError when the change is no similarity.
     """
     rotation = torch.tensor(change.rotation, dtype=torch.float64)
     if rotation.numel() != 9 or not 0 < change.scale < 1e9:
@@ -212,7 +227,8 @@ def in_new_frame(scene: Scene, change: Similarity) -> Scene:
         gaussians=None if scene.gaussians is None else scene.gaussians.transformed(new_from_old),
     )
     stated = [0.0, 0.0, 1.0] if turned else up.tolist()
-    return moved.with_stage(Stage(FRAME_STAGE, 0.0, {"up": stated}, (f"scaled by {change.scale:.6g}",)))
+    settings = {"up": stated, "applied": _applied(scene) + ([] if mark is None else [mark])}
+    return moved.with_stage(Stage(FRAME_STAGE, 0.0, settings, (f"scaled by {change.scale:.6g}",)))
 
 
 def _moved_view(item: View, new_from_old: Sim3) -> View:

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from scenetx.core import InputError, Stage
 
 LOCK = "lock"
+CLOCK = ".seconds.json"
 Report = Callable[[str, float, str], None]
 """Called with the stage's name, the share done in [0, 1] and a word on it; must return quickly."""
 
@@ -41,8 +42,10 @@ class Workspace:
     def held(self, *, again: bool = False) -> Iterator[None]:
         """The folder, open and ours alone for the block: a second run in it would mix its steps with these.
 
-        ``again`` empties the work area. Raises `InputError` where the folder cannot be the scene's, or is held.
+        ``again`` empties the work area. Raises `InputError` where the folder cannot be the scene's, or is held. When
+        the block itself ends in an `InputError` and left no work behind, folders made for it go again.
         """
+        made = [path for path in (self.work, *self.work.parents) if not path.exists()]
         self.open()
         lock = FileLock(self.work / LOCK)
         try:
@@ -54,6 +57,9 @@ class Workspace:
             if again:
                 self._empty()
             yield
+        except InputError:
+            self._undo(made)
+            raise
         finally:
             lock.release()
 
@@ -67,6 +73,16 @@ class Workspace:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(str(self.folder), error.strerror, "name a folder that can be written") from error
+
+    def _undo(self, made: Sequence[Path]) -> None:
+        """Without the folders ``made`` (innermost first), where nothing but the lock and clocks came into them."""
+        inside = self.work.iterdir() if self.work.is_dir() else ()
+        if not made or any(path.name != LOCK and not path.name.endswith(CLOCK) for path in inside):
+            return
+        self.close()
+        with suppress(OSError):  # one that holds something stays, and those above it
+            for folder in made[1:]:
+                folder.rmdir()
 
     def _empty(self) -> None:
         for path in self.work.iterdir():
@@ -82,7 +98,7 @@ class Workspace:
     @contextmanager
     def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[list[str]]:
         """Times a stage and remembers its seconds over interruptions; the body appends its notes to the list."""
-        clock = self.work / f"{name}.seconds.json"
+        clock = self.work / f"{name}{CLOCK}"
         earlier = _read_seconds(clock)
         notes: list[str] = []
         start = time.monotonic()

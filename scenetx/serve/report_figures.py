@@ -184,7 +184,10 @@ def _wedge(label: str, kind: str, camera: Cameras, axes: Float[Tensor, "3 2"], f
 
 
 def _scale_bar(frame: _Frame) -> str:
-    target = frame.width / frame.scale / 5
+    """Nothing where the plan has no size: cameras too far apart for arithmetic."""
+    target = frame.width / frame.scale / 5 if frame.scale > 0 else 0.0
+    if not 0 < target < math.inf:
+        return ""
     power = 10.0 ** math.floor(math.log10(target))
     length = next(k * power for k in (5, 2, 1) if k * power <= target)
     x, y, end = 16, frame.height - 14, 16 + length * frame.scale

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from scenetx.config import in_range
 from scenetx.core import InputError
 from scenetx.data.procedural import ProceduralConfig
 from scenetx.data.samplers import SamplerSettings
@@ -166,14 +167,34 @@ class TrainSettings:
         ):  # fmt: skip
             if value < low:
                 raise InputError(f"train: {name}", value, f"give at least {low}")
+        self._check_numbers()
         if not 0 <= self.pretrain.masked <= 1:
             raise InputError("train: pretrain.masked", self.pretrain.masked, "give a share, 0 to 1")
         if not 0 <= self.optim.ema < 1:
             raise InputError("train: optim.ema", self.optim.ema, "give a decay from 0 up to, not including, 1")
 
+    def _check_numbers(self) -> None:
+        in_range("train:", self, 0.0, math.inf, "evaluate_scenes", "nan_limit")
+        if not self.seconds >= 0:  # inf is the default
+            raise InputError("train: seconds", self.seconds, "give a number of at least 0")
+        data, optim = self.data, self.optim
+        in_range("train: data", data, 0.0, math.inf, "context_most", "curriculum", "extra_views", "workers")
+        in_range("train: data", data, 1.0, math.inf, "reuse", "pool", "ahead")
+        in_range("train: data", data, 0.0, 1.0, "difficulty_from")
+        in_range("train: optim", optim, 0.0, math.inf, "lr", "weight_decay", "floor", "clip", "skip")
+        if not all(0 <= beta < 1 for beta in optim.betas):
+            raise InputError("train: optim.betas", optim.betas, "give two numbers from 0 up to, not including, 1")
+        in_range("train: svsm", self.svsm, 1.0, math.inf, "dim", "heads", "patch", "encoder_layers", "decoder_layers")
+        in_range("train: lvsm", self.lvsm, 1.0, math.inf, "dim", "heads", "patch", "decoder_layers", "latents")
+        in_range("train: srt", self.srt, 1.0, math.inf, "conv_width", "dim", "heads", "hidden")
+        in_range("train: da3", self.da3, 1.0, math.inf, "dim", "depth", "heads", "features", "patch")
+
     def checked(self) -> TrainSettings:
         """Itself, or an InputError for settings that do not go together (each alone may, on the way to others)."""
         data = self.data
+        config: SvsmConfig | LvsmConfig | SrtConfig | Da3Config = getattr(self, self.model)
+        if config.dim % config.heads:
+            raise InputError(f"train: {self.model}.heads", config.heads, f"make them divide the dim of {config.dim}")
         if data.source != "procedural" and not data.path:
             raise InputError("train: data.path", "not given", f"name the folder of {data.source}")
         if self.pretrain.kind and (self.model != "da3" or data.context < 2):
