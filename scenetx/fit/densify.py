@@ -20,7 +20,6 @@ from scenetx.fit.wander import CEILING, OPACITY, STEEPNESS, wander
 from scenetx.splat import ScreenStats
 
 MAX_COPIES = 51  # of one splat at a time; beyond that eq. 9 gains nothing and its binomials lose digits
-CLASSIC_LEAST = 0.005  # 3DGS's least opacity; a reset leaves twice as much
 
 
 def relocated(
@@ -122,7 +121,7 @@ class Classic:
         clones = rows_of(table, small.nonzero().squeeze(-1))
         halves = self._split(table, large.nonzero().squeeze(-1), generator)
         too_large = (largest > 0.1 * self.extent) if len(table) > 1000 else torch.zeros_like(large)
-        faint = table["logits"].detach().sigmoid() < CLASSIC_LEAST
+        faint = table["logits"].detach().sigmoid() < self.settings.min_opacity
         kept = ~(large | faint | too_large)
         if not kept.any():
             kept = ~large
@@ -155,6 +154,6 @@ class Classic:
     def reset_opacities(self, table: Adam) -> None:
         """Everything back to twice the least opacity; what the pictures need comes back."""
         with torch.no_grad():
-            table["logits"].clamp_(max=math.log(2 * CLASSIC_LEAST / (1 - 2 * CLASSIC_LEAST)))
+            table["logits"].clamp_(max=math.log(2 * self.settings.min_opacity / (1 - 2 * self.settings.min_opacity)))
         table.first["logits"].zero_()
         table.second["logits"].zero_()

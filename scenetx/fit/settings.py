@@ -58,7 +58,7 @@ class FitSettings:
     refine_stop: float = 0.8
     grow_until: float = 0.5
     refine_interval: int = 100
-    min_opacity: float = 0.02  # mcmc: fainter splats move elsewhere; with the paper's 0.005 a third of them idle
+    min_opacity: float = 0.005
     noise_lr: float = 1e7  # the paper's 5e5 is for 30,000 steps; few steps need longer strides (benchmarks/fit.py)
     grow_grad2d: float = 8e-4  # classic, on absolute gradients as ScreenStats has them
     reset_interval: int = 3000  # classic
@@ -115,7 +115,7 @@ class FitSettings:
         in_range(what, self, 0.0, 1.0, "pyramid_until", "ssim_weight", "refine_start", "refine_stop", "grow_until")
         in_range(what, self, 0.0, 1.0, "poses_start")
         in_range(what, self, 1e-6, 1 - 1e-6, "initial_opacity")
-        in_range(what, self, 1e-6, 0.49, "min_opacity")
+        in_range(what, self, 1e-6, 0.49, "min_opacity")  # twice of it is what a reset leaves
         in_range(what, self, 0.0, math.inf, "least_points", "initial_splats", "eval_views", "max_bad_steps")
         in_range(what, self, 1.0, math.inf, "reset_interval")
         if not all(0 <= part <= 1 for part in self.background):
