@@ -2,9 +2,9 @@
 
     python benchmarks/train_on_lease.py mini-view runs/mini-view --seconds 1500 --posed fox-scene --set batch=64
 
-Begins with the shipped weights of the recipe's name where there are some and the folder is new; goes on from the
-folder's newest checkpoint otherwise. Without a GPU the recipe is trained smaller: fewer scenes a step, 32-bit. Writes
-FOLDER/scores.json; the curve is FOLDER/metrics.jsonl.
+Begins with the shipped weights of the recipe's name where they are of its model and the folder is new; goes on from
+the folder's newest checkpoint otherwise. Without a GPU the recipe is trained smaller: fewer scenes a step, 32-bit.
+Writes FOLDER/scores.json; the curve is FOLDER/metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from scenetx.core import InputError
-from scenetx.models.own import SHIPPED
+from scenetx.models.own import SHIPPED, read_stated
 from scenetx.train.checkpoint import found
 from scenetx.train.evaluate import table
 from scenetx.train.run import evaluate_run, run_training, settings_of
+from scenetx.train.settings import TrainSettings
 
 
 def fitted(config: str, folder: Path, seconds: float, given: list[str]) -> list[str]:
@@ -28,10 +29,18 @@ def fitted(config: str, folder: Path, seconds: float, given: list[str]) -> list[
     words = [f"seconds={seconds}"]
     if not torch.cuda.is_available():
         words += ["batch=8", "data.reuse=8", "data.pool=512", "accumulate=1", "precision=32-true", "evaluate_scenes=8"]
-    shipped = SHIPPED / f"{settings_of(config).name}.safetensors"
-    if shipped.is_file() and not found(folder / "checkpoints"):
+    shipped = shipped_for(settings_of(config, given))
+    if shipped is not None and not found(folder / "checkpoints"):
         words.append(f"start_from={shipped}")
     return [*words, *given]
+
+
+def shipped_for(settings: TrainSettings) -> Path | None:
+    """The shipped weights of the recipe's name (``-cpu`` aside), where they are of the very model that it trains."""
+    path = SHIPPED / f"{settings.name.removesuffix('-cpu')}.safetensors"
+    stated, config = read_stated(path), getattr(settings, settings.model)
+    same = stated is not None and stated.model == settings.model and stated.config(type(config)()) == config
+    return path if same else None
 
 
 def main() -> None:

@@ -22,14 +22,18 @@ CONFIG = Da3Config(
 )
 
 
-@pytest.fixture(scope="module")
-def ship():
-    path = Path(__file__).parents[1] / "benchmarks" / "ship.py"
-    spec = importlib.util.spec_from_file_location("ship_benchmark", path)
+def benchmark(name):
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def ship():
+    return benchmark("ship")
 
 
 @pytest.fixture
@@ -78,3 +82,23 @@ def test_a_checkpoint_ships_with_its_card(ship, checkpoint, tmp_path, monkeypatc
     assert "7 steps" in text
     row = json.loads((tmp_path / "o.json").read_text())["mini-geometry"]["candidate"]["procedural"]
     assert f"{row['absrel']:.3f}" in text
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("mini-geometry-cpu", "geometry"), ("mini-view-cpu", "view")])
+def test_what_ships_is_gone_on_from_by_its_own_recipe_alone(recipe, kind):
+    pytest.importorskip("lightning_fabric", reason="the extra `train` is not installed")
+    lease = benchmark("train_on_lease")
+    from scenetx.train.run import settings_of
+
+    assert lease.shipped_for(settings_of(recipe)) == own.shipped("mini", kind)
+    assert lease.shipped_for(settings_of(recipe.removesuffix("-cpu"))) is None  # a larger model
+
+
+@pytest.mark.parametrize("name", ["mini-geometry", "mini-view"])
+def test_the_weights_of_the_package_load_and_say_what_they_are(name):
+    path = own.SHIPPED / f"{name}.safetensors"
+    assert path.stat().st_size < 25e6
+    stated = own.read_stated(path)
+    assert (stated.name, stated.size) == (name, (64, 64))
+    assert sum(p.numel() for p in own.open_own(path, stated).parameters()) > 1e6
+    assert "no photo was seen" in path.with_suffix(".md").read_text()
