@@ -94,10 +94,14 @@ def open_own(path: str | Path, stated: Stated, device: torch.device | str = "cpu
     return model.to(device).eval()
 
 
-def shipped(name: str, kind: Literal["geometry", "view"]) -> Path | None:
-    """The weight file of a kind that comes with the package, by its name (``mini-geometry``) or as ``mini``."""
-    path = SHIPPED / f"mini-{kind}.safetensors"
-    return path if name in ("mini", path.stem) and path.is_file() else None
+def shipped(name: str, *kinds: Literal["geometry", "view"]) -> Path | None:
+    """The weight file that comes with the package under a name (``mini-geometry``), or as ``mini`` the first of the
+    kinds asked for; without any, of all."""
+    for kind in kinds or ("geometry", "view"):
+        path = SHIPPED / f"mini-{kind}.safetensors"
+        if name in ("mini", path.stem) and path.is_file():
+            return path
+    return None
 
 
 def _words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

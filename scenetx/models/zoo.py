@@ -175,7 +175,7 @@ def load_model(
     dtype: of the weights, None = as in the file. Raises InputError for unknown names, and for weights that do not fit,
     naming the missing and unexpected keys.
     """
-    ours = (shipped(name, "geometry") or shipped(name, "view")) if weights == "hub" else None
+    ours = shipped(name) if weights == "hub" else None
     stated = read_stated(ours) if ours else None
     if ours and stated:
         return open_own(ours, stated, device).to(dtype=dtype)

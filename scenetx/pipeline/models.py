@@ -26,8 +26,8 @@ class ModelRow:
 
 def list_models() -> list[ModelRow]:
     """Every model that can be loaded, ours and published ones, by kind and name."""
-    ours = [(path, kind) for path, kind in ((_ours("mini-geometry"), "geometry"), (_ours("mini-view"), VIEW)) if path]
-    rows = [ModelRow(path.stem, kind, _megabytes(path), APACHE, here=True) for path, kind in ours]
+    ours = (("mini-geometry", "geometry"), ("mini-view", VIEW))
+    rows = [ModelRow(name, kind, _megabytes(path), APACHE, here=True) for name, kind in ours if (path := shipped(name))]
     rows += [
         ModelRow(entry.name, entry.kind, entry.megabytes, entry.licence, local_file(entry).is_file())
         for entry in ZOO.values()
@@ -37,7 +37,7 @@ def list_models() -> list[ModelRow]:
 
 def model_info(name: str) -> dict[str, str]:
     """All that is known of one model, in words."""
-    ours = _ours(name)
+    ours = shipped(name)
     if ours is not None:
         return _info_of(ours)
     entry = find(name)
@@ -62,14 +62,10 @@ def model_info(name: str) -> dict[str, str]:
 
 def fetch_model(name: str, *, accept_non_commercial: bool, report: Callable[[str, float], None] | None = None) -> Path:
     """Download a model's weights; see `scenetx.models.hub.fetch`. Those of the package are here already."""
-    ours = _ours(name)
+    ours = shipped(name)
     if ours is not None:
         return ours
     return fetch(find(name), accept_non_commercial=accept_non_commercial, report=report)
-
-
-def _ours(name: str) -> Path | None:
-    return shipped(name, "geometry") or shipped(name, "view")
 
 
 def _megabytes(path: Path) -> int:
