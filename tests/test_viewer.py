@@ -180,6 +180,25 @@ def test_mouse_keys_and_touch_move_the_eye(page: Page) -> None:
     page.until(f"Math.abs(scenetx.stage.eye.distance - {start[3]}) < 1e-3")
 
 
+def test_places_are_asked_from_where_the_eye_is_before_it_is_drawn(page: Page) -> None:
+    """A slow machine draws later than a click comes: its ray must not begin in one place and point from another."""
+    off, turned, away = page.js(
+        """(() => {
+          const { stage } = scenetx;
+          scenetx.frameAll(0);
+          const [x, y] = [0.3 * stage.width, 0.6 * stage.height];
+          const before = stage.ray(x, y).direction;
+          scenetx.controls.turn(0.2, 0.05);
+          const { origin, direction } = stage.ray(x, y);
+          const at = stage.project(origin.clone().addScaledVector(direction, stage.eye.distance));
+          return [Math.hypot(at.x - x, at.y - y), before.angleTo(direction), origin.distanceTo(stage.eye.position)];
+        })()"""
+    )
+    assert off < 1e-2
+    assert turned > 0.05
+    assert away == 0
+
+
 def test_a_double_click_centres_and_two_fingers_pinch(page: Page) -> None:
     page.js("scenetx.panel.switches.frustums.set(false), scenetx.frameAll(0)")
     x, y = page.until(

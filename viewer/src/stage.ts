@@ -95,6 +95,7 @@ export class Stage {
 
   look(eye: Eye): void {
     this.eye = eye;
+    this.apply(); // what asks for rays and places before the next frame asks from here, not from where the last one was
     this.moved = true;
     this.draw();
   }
