@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from scenetx.verbs import (
     Verb,
     View,
     settings_last,
+    unboxed,
 )
 
 
@@ -44,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     words = settings_last(sys.argv[1:] if arguments is None else arguments)
-    verb = tyro.cli(Verb, prog="scenetx", description="Photos to cameras, splats and a page.", args=words)  # type: ignore[call-overload]
     console = Console(stderr=True, highlight=False)
+    verb = _asked_for(words, console)
     verbs: dict[type, Callable[..., None]] = {
         Reconstruct: _reconstruct,
         Render: _render,
@@ -69,6 +71,19 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         console.print("interrupted; what is done is kept, the same command goes on", markup=False)
         raise SystemExit(130) from None
+
+
+def _asked_for(words: list[str], console: Console) -> Any:
+    """The verb with its arguments; exits with 2 and one line where tyro would print a box of them."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(Verb, prog="scenetx", description="Photos to cameras, splats and a page.", args=words)  # type: ignore[call-overload]
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        console.print(f"scenetx: {unboxed(said.getvalue())}", style="bold red", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
 
 
 @contextmanager

@@ -248,6 +248,27 @@ def settings_last(words: Sequence[str]) -> list[str]:
     return [word for place, word in enumerate(words) if place not in moved] + [words[place] for place in moved]
 
 
+def unboxed(box: str) -> str:
+    """What tyro says in a box of lines, in one: its message, the names of options that it points to, where help is.
+
+    A box is parts between rules. Of a part that lists options the first is named, without its help.
+    """
+    title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
+    title, parts = title.strip("╭╮─ "), list[list[str]]([[]])
+    for line in lines:
+        words = line.strip("│╰╯─ ")
+        if ("─" in line and not words) or set(words) == {"-"}:  # plain hyphens where the terminal has no box
+            parts.append([])
+        else:
+            parts[-1].append(words)
+    said, *more = [part for part in parts if any(part)] or [[title]]
+    listed = ("Perhaps you meant:", "Arguments similar to", "Argument helptext:")
+    first = " ".join(said[: said.index("")] if "" in said else said)
+    told = [" ".join(part[:2] if part[0].startswith(listed) else part) for part in more]
+    line = "; ".join(part.rstrip(".") for part in (first, *told)).replace("For full helptext,", "for all of it")
+    return line if line.casefold().startswith(title.casefold()) else f"{title}: {line}"
+
+
 Verb = (
     Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Render, subcommand("render")]

@@ -1,7 +1,10 @@
 """Settings that would end in an empty scene, a traceback or nonsense are refused with a line, before any work."""
 
 import math
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,3 +178,28 @@ def test_options_that_say_nothing_here_are_refused(words: list[str], says: str, 
         main(words)
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["reconstruct"], ["Missing from scenetx reconstruct", "scenetx reconstruct --help"]),
+        (["reconstruct", "x", "-q", "best"], ["'best'", "--quality", "'draft', 'standard', 'high'"]),
+        (["reconstruct", "x", "--eval-evry", "3"], ["--eval-evry", "--eval-every INT", "scenetx --help"]),
+        (["render", "x", "--width", "wide"], ["--width", "'wide'"]),
+        (["enlarge"], ["enlarge", "reconstruct, render, view"]),
+        ([], ["Missing subcommand", "reconstruct, render, view"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_command_is_told_in_one_line(words: list[str], told: list[str], encoding: str):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C", "COLUMNS": "50"}
+    done = subprocess.run(
+        [sys.executable, "-m", "scenetx", *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("scenetx: ")
+    assert done.stderr.count("\n") == 1
+    for part in told:
+        assert part in done.stderr

@@ -20,7 +20,7 @@ from scenetx.pipeline import localize as localize_room
 from scenetx.pipeline import locators
 from scenetx.pipeline import track as track_room
 from scenetx.pipeline.localize import localize
-from scenetx.pipeline.locators import OpenMap, open_map
+from scenetx.pipeline.locators import OpenMap, open_map, open_without_map
 from scenetx.pipeline.track import TrackPlan, run_track
 
 OLD = "of an earlier run\n"
@@ -155,7 +155,11 @@ def test_a_named_model_is_the_map(tmp_path, monkeypatch):
     monkeypatch.setattr(locators, "_kv", lambda folder, model, say: OpenMap(Everywhere(model), ()))
     assert open_map(tmp_path).locator.name == "classical"
     assert open_map(tmp_path, model="da3-small").locator.name == "da3-small"
-    assert open_map(tmp_path, "classical", model="da3-small").locator.name == "classical"
+    for method in ("classical", "student"):
+        with pytest.raises(InputError, match=f"method {method} has no use for one"):
+            open_map(tmp_path, method, model="da3-small")
+    with pytest.raises(InputError, match="method classical has no use for one"):
+        open_without_map("classical", "da3-small")
 
 
 def test_messages_about_a_map_name_the_scene_folder(tmp_path):

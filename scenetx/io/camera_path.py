@@ -46,11 +46,11 @@ def read_camera_path(path: str | Path) -> Cameras:
     poses, intrinsics = [], []
     for frame in frames:
         if nerfstudio:
-            poses.append(_rigid(_matrix_4x4(frame["camera_to_world"])) @ _FLIP)
+            poses.append(_matrix_4x4(frame["camera_to_world"]).pose() @ _FLIP)
             intrinsics.append(_from_fov(frame["fov"], height, width))
         else:
-            poses.append(_rigid(frame["world_from_cam"]))
-            intrinsics.append(_positive(frame["K"]))
+            poses.append(frame["world_from_cam"].pose())
+            intrinsics.append(frame["K"].lens())
     return Cameras(torch.stack(poses), torch.stack(intrinsics), height, width)
 
 
@@ -59,22 +59,6 @@ def _matrix_4x4(value: JsonValue) -> JsonValue:
     if isinstance(value.value, list) and len(value.value) == 16:
         return JsonValue([value.value[i : i + 4] for i in range(0, 16, 4)], value.where)
     return value
-
-
-def _rigid(value: JsonValue) -> Tensor:
-    matrix = value.matrix(4, 4)
-    rotation = matrix[:3, :3]
-    error = torch.dist(rotation.T @ rotation, torch.eye(3, dtype=torch.float64))
-    if error > 1e-3 or torch.linalg.det(rotation) < 0:
-        raise InputError(value.where, "is no rigid motion", "give a rotation and a translation")
-    return matrix
-
-
-def _positive(value: JsonValue) -> Tensor:
-    K = value.matrix(3, 3)
-    if not bool(K[0, 0] > 0) or not bool(K[1, 1] > 0):
-        raise InputError(value.where, "has focal lengths that are not positive", "give pixels")
-    return K
 
 
 def _from_fov(value: JsonValue, height: int, width: int) -> Tensor:

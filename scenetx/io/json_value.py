@@ -88,6 +88,22 @@ class JsonValue:
             raise self.wrong(f"a {rows} x {columns} matrix")
         return torch.tensor(values, dtype=torch.float64)
 
+    def pose(self) -> Tensor:
+        """A rigid motion [4 4], float64."""
+        matrix = self.matrix(4, 4)
+        rotation = matrix[:3, :3]
+        error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
+        if error > 1e-3 or torch.linalg.det(rotation) < 0 or not matrix[3].allclose(matrix.new_tensor([0, 0, 0, 1])):
+            raise self.wrong("a camera pose (rotation and translation)")
+        return matrix
+
+    def lens(self) -> Tensor:
+        """A camera matrix [3 3], float64, pixels."""
+        K = self.matrix(3, 3)
+        if not (K[0, 0] > 0 and K[1, 1] > 0) or not K[2].allclose(K.new_tensor([0, 0, 1])):
+            raise self.wrong("a camera matrix with focal lengths above 0")
+        return K
+
     def name(self) -> str:
         """A file name with forward slashes that stays inside the folder it is joined to."""
         name = self.text()

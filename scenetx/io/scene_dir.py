@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -214,7 +213,7 @@ def _load_view(entry: JsonValue, folder: Path) -> View:
     }
     camera = None
     if "camera" in entry:
-        pose, K = _load_pose(entry["camera"]["world_from_cam"]), _load_lens(entry["camera"]["K"])
+        pose, K = entry["camera"]["world_from_cam"].pose(), entry["camera"]["K"].lens()
         camera = Cameras(pose[None], K[None], height, width)
     return View(
         name=entry["name"].name(),
@@ -227,22 +226,6 @@ def _load_view(entry: JsonValue, folder: Path) -> View:
         held_out=entry["held_out"].flag(),
         cutout="cutout" in entry and entry["cutout"].flag(),
     )
-
-
-def _load_pose(entry: JsonValue) -> Float[Tensor, "4 4"]:
-    pose = entry.matrix(4, 4)
-    rotation = pose[:3, :3]
-    error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
-    if error > 1e-3 or torch.linalg.det(rotation) < 0 or not pose[3].allclose(pose.new_tensor([0, 0, 0, 1])):
-        raise entry.wrong("a camera pose (rotation and translation)")
-    return pose
-
-
-def _load_lens(entry: JsonValue) -> Float[Tensor, "3 3"]:
-    K = entry.matrix(3, 3)
-    if not (K[0, 0] > 0 and K[1, 1] > 0) or not K[2].allclose(K.new_tensor([0, 0, 1])):
-        raise entry.wrong("a camera matrix with focal lengths above 0")
-    return K
 
 
 def _load_original(entry: JsonValue) -> Original:

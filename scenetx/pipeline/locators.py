@@ -41,8 +41,7 @@ def open_map(folder: str | Path, method: Method = "auto", *, model: str = "auto"
     little texture for that, a geometry model whose weights are here. ``say`` is told which it is and why. Raises
     InputError for a folder that is no scene, and when no way is open.
     """
-    if method not in get_args(Method):
-        raise InputError("method", method, f"choose from {', '.join(get_args(Method))}")
+    _check_asked(method, model)
     folder = _folder(folder)
     tell = say or _silent
     if method == "student":
@@ -71,8 +70,7 @@ def open_without_map(
     where one is named. ``known_lens``: the camera's K is given and right. ``say`` is told which it is and why. Raises
     InputError for a student (which needs a scene), and for the kv way without weights.
     """
-    if method not in get_args(Method):
-        raise InputError("method", method, f"choose from {', '.join(get_args(Method))}")
+    _check_asked(method, model)
     tell, name = say or _silent, _model_here(model)
     if method == "student":
         raise InputError("track", "method student without a map", "give --map SCENE")
@@ -92,6 +90,13 @@ def open_without_map(
     why = "" if method == "classical" else " (runs on any CPU; --method kv takes a geometry model)"
     tell(f"method classical{why}: move sideways to begin; the map grows while the camera moves; its scale is arbitrary")
     return ClassicalSession(known_lens=known_lens)
+
+
+def _check_asked(method: Method, model: str) -> None:
+    if method not in get_args(Method):
+        raise InputError("method", method, f"choose from {', '.join(get_args(Method))}")
+    if model != "auto" and method in ("classical", "student"):
+        raise InputError("model", model, f"method {method} has no use for one; leave --model away, or take --method kv")
 
 
 def _has_gpu() -> bool:
