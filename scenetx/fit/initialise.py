@@ -14,6 +14,8 @@ from scenetx.fit.settings import FitSettings
 
 NEIGHBOURS = 3
 FAR = 50.0  # points farther from every camera than this many median distances are taken for outliers
+RESTRAINT = 0.003, 0.01  # of few steps or photos that look from near places; the most
+VISITS = 1500.0  # degrees to the next photo times visits of each, from which more restraint is needed
 STRAY = 100.0  # viewing distances
 SLIGHT = 0.005  # a standard deviation in radians: a pixel or two
 FAINT = 0.1  # opacity
@@ -106,6 +108,34 @@ def viewing_distance(scene: Scene) -> float:
         depths.append(depth[inside & (depth > 0)])
     known = torch.cat(depths) if depths else torch.zeros(0)
     return float(known.median()) if len(known) >= 50 else 1.1 * scene.extent
+
+
+def viewing_gap(scene: Scene) -> float:
+    """Median angle, degrees, from a training camera to the nearest other, seen from what it looks at.
+
+    What it looks at is taken to be a `viewing_distance` ahead. 180 for a single camera: nothing else looks there.
+    """
+    poses = torch.cat([view.camera.world_from_cam for view in scene.training if view.camera is not None]).double()
+    centers = poses[:, :3, 3]
+    if len(centers) < 2:
+        return 180.0
+    targets = centers + viewing_distance(scene) * poses[:, :3, 2]
+    toward = torch.nn.functional.normalize(centers - targets[:, None], dim=-1)  # [target, camera, 3]
+    cosine = (toward * toward.diagonal(dim1=0, dim2=1).T[:, None]).sum(-1)
+    nearest = cosine.fill_diagonal_(-1).amax(1).clamp(-1, 1)
+    return float(nearest.acos().rad2deg().median())
+
+
+def restraint(scene: Scene, settings: FitSettings) -> float:
+    """The weight against opacity and size (the regularisation of 3DGS-MCMC, Kheradmand et al. 2024; 0.01 there).
+
+    Each visit of a photo teaches what is true of it alone, and the farther off the next photo looks from, the less does
+    that one see and correct. So the weight grows with visits times `viewing_gap`, from where that product began to cost
+    held-out views (benchmarks/README.md).
+    """
+    visits = settings.steps / max(len(scene.training), 1)
+    least, most = RESTRAINT
+    return min(max(least, least * viewing_gap(scene) * visits / VISITS), most)
 
 
 def strays(gaussians: Gaussians, scene: Scene) -> Bool[Tensor, "g"]:

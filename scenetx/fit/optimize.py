@@ -18,7 +18,7 @@ from scenetx.fit.adam import Adam
 from scenetx.fit.checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from scenetx.fit.densify import Classic, Mcmc
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import first_gaussians, strays, viewing_distance
+from scenetx.fit.initialise import first_gaussians, restraint, strays, viewing_distance
 from scenetx.fit.poses import Poses
 from scenetx.fit.settings import FitSettings
 from scenetx.fit.shown import unmissed
@@ -111,6 +111,7 @@ class _Fit:
         spread = scene.held_out[:: max(1, len(scene.held_out) // max(settings.eval_views, 1))]
         self.judges = [self._target(view, 0) for view in spread[: settings.eval_views]]
         self.extent = viewing_distance(scene)
+        self.restraint = restraint(scene, settings)
         self.background = torch.tensor(settings.background, device=settings.device)
         self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
@@ -178,7 +179,8 @@ class _Fit:
         loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
-            loss = loss + s.opacity_reg * gaussians.opacities.mean() + s.scale_reg * size
+            opacity_reg, scale_reg = (self.restraint if reg is None else reg for reg in (s.opacity_reg, s.scale_reg))
+            loss = loss + opacity_reg * gaussians.opacities.mean() + scale_reg * size
         return loss
 
     def _background(self, target: Target) -> Tensor:

@@ -42,8 +42,8 @@ class FitSettings:
 
     # loss
     ssim_weight: float = 0.2
-    opacity_reg: float = 0.003
-    scale_reg: float = 0.003
+    opacity_reg: float | None = None  # None: what `scenetx.fit.initialise.restraint` says of these photos
+    scale_reg: float | None = None
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     random_background: bool = False
     drop: float = 0.0  # share of the splats that the last steps leave out; for few photos from far-apart places
