@@ -110,32 +110,33 @@ def viewing_distance(scene: Scene) -> float:
     return float(known.median()) if len(known) >= 50 else 1.1 * scene.extent
 
 
-def viewing_gap(scene: Scene) -> float:
+def viewing_gap(scene: Scene, distance: float) -> float:
     """Median angle, degrees, from a training camera to the nearest other, seen from what it looks at.
 
-    What it looks at is taken to be a `viewing_distance` ahead. 180 for a single camera: nothing else looks there.
+    What it looks at is taken to be ``distance`` (`viewing_distance`) ahead. 180 for a single camera: nothing else looks
+    there.
     """
-    poses = torch.cat([view.camera.world_from_cam for view in scene.training if view.camera is not None]).double()
+    poses = _training_poses(scene)
     centers = poses[:, :3, 3]
     if len(centers) < 2:
         return 180.0
-    targets = centers + viewing_distance(scene) * poses[:, :3, 2]
+    targets = centers + distance * poses[:, :3, 2]
     toward = torch.nn.functional.normalize(centers - targets[:, None], dim=-1)  # [target, camera, 3]
     cosine = (toward * toward.diagonal(dim1=0, dim2=1).T[:, None]).sum(-1)
     nearest = cosine.fill_diagonal_(-1).amax(1).clamp(-1, 1)
     return float(nearest.acos().rad2deg().median())
 
 
-def restraint(scene: Scene, settings: FitSettings) -> float:
+def restraint(scene: Scene, distance: float, steps: int) -> float:
     """The weight against opacity and size (the regularisation of 3DGS-MCMC, Kheradmand et al. 2024; 0.01 there).
 
     Each visit of a photo teaches what is true of it alone, and the farther off the next photo looks from, the less does
     that one see and correct. So the weight grows with visits times `viewing_gap`, from where that product began to cost
     held-out views (benchmarks/README.md).
     """
-    visits = settings.steps / max(len(scene.training), 1)
+    visits = steps / max(len(scene.training), 1)
     least, most = RESTRAINT
-    return min(max(least, least * viewing_gap(scene) * visits / VISITS), most)
+    return min(max(least, least * viewing_gap(scene, distance) * visits / VISITS), most)
 
 
 def strays(gaussians: Gaussians, scene: Scene) -> Bool[Tensor, "g"]:
@@ -164,9 +165,13 @@ def _depth_range(scene: Scene, camera: Cameras, seen: Float[Tensor, "p 3"]) -> t
     return distance / 5, distance * 5
 
 
+def _training_poses(scene: Scene) -> Float[Tensor, "v 4 4"]:
+    return torch.cat([view.camera.world_from_cam for view in scene.training if view.camera is not None]).double()
+
+
 def _focus(scene: Scene) -> Float[Tensor, "3"]:
     """The point nearest to all optical axes; with (nearly) parallel axes, one some extents in front of the cameras."""
-    poses = torch.cat([view.camera.world_from_cam for view in scene.training if view.camera is not None]).double()
+    poses = _training_poses(scene)
     centers, forward = poses[:, :3, 3], poses[:, :3, 2]
     across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
     normal = across.sum(0)

@@ -111,7 +111,10 @@ class _Fit:
         spread = scene.held_out[:: max(1, len(scene.held_out) // max(settings.eval_views, 1))]
         self.judges = [self._target(view, 0) for view in spread[: settings.eval_views]]
         self.extent = viewing_distance(scene)
-        self.restraint = restraint(scene, settings)
+        own = restraint(scene, self.extent, settings.steps)
+        self.opacity_reg, self.scale_reg = (
+            own if given is None else given for given in (settings.opacity_reg, settings.scale_reg)
+        )
         self.background = torch.tensor(settings.background, device=settings.device)
         self.mcmc = Mcmc(settings, self.extent)
         self.classic = Classic(settings, self.extent)
@@ -179,8 +182,7 @@ class _Fit:
         loss = target.loss(rgb, background, ssim_weight=s.ssim_weight)
         if s.strategy == "mcmc":
             size = gaussians.scales.mean() / self.extent  # a number without a unit: the world's scale is arbitrary
-            opacity_reg, scale_reg = (self.restraint if reg is None else reg for reg in (s.opacity_reg, s.scale_reg))
-            loss = loss + opacity_reg * gaussians.opacities.mean() + scale_reg * size
+            loss = loss + self.opacity_reg * gaussians.opacities.mean() + self.scale_reg * size
         return loss
 
     def _background(self, target: Target) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from scenetx.core import InputError
@@ -88,17 +89,17 @@ class JsonValue:
             raise self.wrong(f"a {rows} x {columns} matrix")
         return torch.tensor(values, dtype=torch.float64)
 
-    def pose(self) -> Tensor:
-        """A rigid motion [4 4], float64."""
+    def pose(self) -> Float[Tensor, "4 4"]:
+        """A rigid motion, float64."""
         matrix = self.matrix(4, 4)
         rotation = matrix[:3, :3]
-        error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
+        error = torch.dist(rotation.T @ rotation, torch.eye(3, dtype=torch.float64))
         if error > 1e-3 or torch.linalg.det(rotation) < 0 or not matrix[3].allclose(matrix.new_tensor([0, 0, 0, 1])):
             raise self.wrong("a camera pose (rotation and translation)")
         return matrix
 
-    def lens(self) -> Tensor:
-        """A camera matrix [3 3], float64, pixels."""
+    def lens(self) -> Float[Tensor, "3 3"]:
+        """A camera matrix, float64, pixels."""
         K = self.matrix(3, 3)
         if not (K[0, 0] > 0 and K[1, 1] > 0) or not K[2].allclose(K.new_tensor([0, 0, 1])):
             raise self.wrong("a camera matrix with focal lengths above 0")
