@@ -63,7 +63,7 @@ def sweep(
         raise InputError("sweep", shown, "give two or more views with cameras and the points between them")
     small = [_small(view, settings.width) for view in views]
     cameras = [camera for _, camera in small]
-    ranges = _ranges(cameras, points)
+    ranges = depth_ranges(cameras, points)
     found = []
     for index, view in enumerate(views):
         others = nearest_views(cameras, index, settings.neighbors)
@@ -171,8 +171,8 @@ def _small(view: View, width: int) -> tuple[Float[Tensor, "h w"], Cameras]:
     )
 
 
-def _ranges(cameras: Sequence[Cameras], points: Points) -> list[tuple[float, float]]:
-    """Nearest and farthest depth to look at in each picture."""
+def depth_ranges(cameras: Sequence[Cameras], points: Points) -> list[tuple[float, float]]:
+    """Nearest and farthest z-depth to look at in each picture. Raises InputError where cameras see too few points."""
     seen: list[Tensor] = []
     for camera in cameras:
         pixels, depth = project(points.positions.double(), camera)

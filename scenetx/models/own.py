@@ -25,6 +25,7 @@ FORMAT = "scenetx-model-1"
 SHIPPED = Path(__file__).parent / "shipped"
 KINDS: Mapping[str, str] = {
     "da3": "Da3", "srt": "Srt", "rust": "Rust", "dyst": "Dyst", "lvsm": "Lvsm", "svsm": "Svsm", "gnt": "Gnt",
+    "stereo_splats": "StereoSplats",
 }  # fmt: skip
 """Short names and classes: `scenetx.models.NAME` holds CLASS and CLASSConfig."""
 Config = TypeVar("Config")
@@ -94,10 +95,10 @@ def open_own(path: str | Path, stated: Stated, device: torch.device | str = "cpu
     return model.to(device).eval()
 
 
-def shipped(name: str, *kinds: Literal["geometry", "view"]) -> Path | None:
+def shipped(name: str, *kinds: Literal["geometry", "view", "splat"]) -> Path | None:
     """The weight file that comes with the package under a name (``mini-geometry``), or as ``mini`` the first of the
     kinds asked for; without any, of all."""
-    for kind in kinds or ("geometry", "view"):
+    for kind in kinds or ("geometry", "view", "splat"):
         path = SHIPPED / f"mini-{kind}.safetensors"
         if name in ("mini", path.stem) and path.is_file():
             return path

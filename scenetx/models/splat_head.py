@@ -31,8 +31,9 @@ GROUPS = (2, 1, 3, 4, 1, 1)
 class SplatHeadConfig:
     """What the head reads and how far it may go.
 
-    kind: "conv" reads pictures and depth; "dpt" also four layers of tokens of ``dim`` channels. least, most: standard
-    deviation in pixel footprints; shift: of the position, in pixels; stretch: of the depth, as a share of it.
+    kind: "conv" reads pictures and depth; "dpt" also four layers of tokens of ``dim`` channels. extra: channels of
+    what else whoever found the depth says of each pixel. least, most: standard deviation in pixel footprints;
+    shift: of the position, in pixels; stretch: of the depth, as a share of it.
     """
 
     kind: Literal["conv", "dpt"] = "conv"
@@ -40,6 +41,7 @@ class SplatHeadConfig:
     widths: tuple[int, int, int, int] = (48, 96, 192, 384)
     features: int = 64
     layers: int = 3
+    extra: int = 0
     sh_degree: int = 1
     least: float = 0.1
     most: float = 8.0
@@ -74,7 +76,7 @@ class SplatHead(nn.Module):
         super().__init__()
         self.config: SplatHeadConfig = config or SplatHeadConfig()
         c = self.config
-        self.pixels = nn.Conv2d(7, c.features, 3, padding=1)
+        self.pixels = nn.Conv2d(7 + c.extra, c.features, 3, padding=1)
         if c.kind == "dpt":
             self.pyramid = Pyramid(c.dim, c.widths, c.features)
             self.pyramid.add_fusion(c.features, relu_skip=False)
@@ -92,18 +94,24 @@ class SplatHead(nn.Module):
         points: Float[Tensor, "n h w 3"] | None = None,
         tokens: Sequence[Float[Tensor, "n t c"]] | None = None,
         grid: tuple[int, int] | None = None,
+        extra: Float[Tensor, "n e h w"] | None = None,
     ) -> PixelSplats:
         """Gaussians in the frame of ``cameras`` (given or the model's own: unposed pictures take the latter).
 
         images: sRGB in [0, 1]. depth: z, above 0. points: the model's pointmap in the same frame; it then says where
         the pixels are, and depth only how large. tokens: four layers' patch tokens with their ``grid`` (kind "dpt").
-        Raises InputError for depth that is not above 0, or tokens that do not belong to the kind.
+        extra: of the config's number. Raises InputError for depth that is not above 0, or tokens or extra channels that
+        do not belong to the config.
         """
         if not bool((depth > 0).all()) or not bool(depth.isfinite().all()):
             raise InputError("splat head depth", "holds values that are not above 0", "fill it first, or mask pixels")
         if (self.config.kind == "dpt") != (tokens is not None and grid is not None):
             raise InputError("splat head", f"kind {self.config.kind!r}, tokens {tokens is not None}", "match the two")
-        x = self.pixels(self._input(images, depth, cameras))
+        if self.config.extra != (0 if extra is None else extra.shape[1]):
+            shown = f"{0 if extra is None else extra.shape[1]} extra channels"
+            raise InputError("splat head", shown, f"give the {self.config.extra} of its config")
+        seen = self._input(images, depth, cameras)
+        x = self.pixels(seen if extra is None else torch.cat([seen, extra], 1))
         if tokens is not None and grid is not None:
             x = x + self._from_tokens(tokens, grid, images.shape[1], images.shape[2])
         raw = self.last(self.mix(x)).permute(0, 2, 3, 1)

@@ -24,6 +24,7 @@ from scenetx.models.mvp import Mvp
 from scenetx.models.pixel_splats import merged
 from scenetx.models.zoo import find, load_model
 from scenetx.pipeline.lifting import LiftedSettings, lifted, painted
+from scenetx.pipeline.stereo import StereoSettings, open_stereo, stereo_file, stereo_splats
 
 SplatsBy = Literal["fitted", "refined", "instant", "none"]
 METHODS = "splats"  # in metrics.json: what each way came to, side by side
@@ -36,11 +37,13 @@ class InstantSettings:
     """How splats are made in one pass, and the short fit after it."""
 
     model: str = ""
-    """A model that answers with splats (mvp) instead of lifted depth; its weights must have been fetched."""
+    """A model that answers with splats instead of lifted depth: mini-splat (ours), a file of such a model, or one whose
+    weights were fetched (mvp)."""
     steps: float = 0.1
     """Of the fit's steps, those that refining takes."""
     sweep: SweepSettings = field(default_factory=SweepSettings)
     lifted: LiftedSettings = field(default_factory=LiftedSettings)
+    stereo: StereoSettings = field(default_factory=StereoSettings)
 
 
 def instant_splats(
@@ -53,6 +56,9 @@ def instant_splats(
     if not scene.training:
         raise InputError("instant splats", "no training view with a camera", "run SfM first or give posed pictures")
     if settings.model:
+        file = stereo_file(settings.model)
+        if file is not None:
+            return _by_stereo(scene, file, settings, fit, notes)
         return _by_model(scene, settings, fit, notes)
     views = [view for view in scene.training if view.depth is not None and bool((view.depth > 0).any())]
     origin = "depth that is there"
@@ -72,6 +78,15 @@ def instant_splats(
     gaussians = lifted(views, fit.max_splats, settings.lifted)
     gaussians = painted(gaussians, scene.training, settings.lifted, width=fit.width, backend=fit.backend)
     notes.append(f"{len(gaussians):,} splats lifted from {origin} ({100 * known:.0f}% of the pixels), not fitted")
+    return gaussians
+
+
+def _by_stereo(scene: Scene, file: Path, settings: InstantSettings, fit: FitSettings, notes: list[str]) -> Gaussians:
+    """Splats of a model that compares the training pictures, their colours then set right against them."""
+    model = open_stereo(file, settings.stereo)
+    gaussians = stereo_splats(scene.training, scene.points, model, fit.max_splats, settings.stereo)
+    gaussians = painted(gaussians, scene.training, settings.lifted, width=fit.width, backend=fit.backend)
+    notes.append(f"{len(gaussians):,} splats from {file.stem} in one pass, not fitted")
     return gaussians
 
 

@@ -26,7 +26,7 @@ class ModelRow:
 
 def list_models() -> list[ModelRow]:
     """Every model that can be loaded, ours and published ones, by kind and name."""
-    ours = (("mini-geometry", "geometry"), ("mini-view", VIEW))
+    ours = (("mini-geometry", "geometry"), ("mini-view", VIEW), ("mini-splat", "splats"))
     rows = [ModelRow(name, kind, _megabytes(path), APACHE, here=True) for name, kind in ours if (path := shipped(name))]
     rows += [
         ModelRow(entry.name, entry.kind, entry.megabytes, entry.licence, local_file(entry).is_file())
@@ -78,7 +78,7 @@ def _info_of(path: Path) -> dict[str, str]:
     assert stated is not None
     return {
         "name": path.stem,
-        "kind": "geometry" if stated.model == "da3" else VIEW,
+        "kind": {"da3": "geometry", "stereo_splats": "splats"}.get(stated.model, VIEW),
         "source": "ships with scenetx; trained here, on rendered scenes alone",
         "size": f"{_megabytes(path)} MB",
         "licence": f"{APACHE}, commercial use allowed",

@@ -31,6 +31,7 @@ from scenetx.pipeline.predict import PredictSettings
 from scenetx.pipeline.reference import against_reference, read_reference
 from scenetx.pipeline.render import PathSettings, render_path
 from scenetx.pipeline.score import evaluate, report_pictures, with_depth, write_metrics
+from scenetx.pipeline.stereo import stereo_file
 from scenetx.pipeline.watch import UNWATCHED, Watcher
 from scenetx.pipeline.workspace import Report, Workspace, default_output, silent
 from scenetx.serve.report import write_report
@@ -44,7 +45,8 @@ class ReconstructSettings:
 
     quality: Quality = "standard"
     model: str = "auto"
-    """auto, sfm, a published model's name (scenetx models list) or a weight file."""
+    """auto, sfm, a published model's name (scenetx models list) or a weight file. mini and mini-splat also make the
+    splats where these are instant or refined."""
     eval_every: int = 8
     splats: SplatsBy = "fitted"
     """fitted, refined (one pass, then a short fit), instant (one pass) or none."""
@@ -94,6 +96,7 @@ def reconstruct(
     settings = settings or settings_for(quality)
     # What is mistyped is said now, not after hours of work.
     choose_model(settings.model)
+    makes_splats(settings)
     if reference is not None:
         read_reference(reference)
     if not str(source).strip():
@@ -119,7 +122,7 @@ def _cameras(source: str, settings: ReconstructSettings, space: Workspace) -> Sc
         opened = open_source(source, settings.prepare, space.work, space.progress("open"))
         known = opened.kind == "scene"
         notes.append("a scene with its cameras" if known else f"{len(opened.scene.views)} pictures")
-        if known and settings.model not in ("auto", "sfm"):
+        if known and settings.model not in ("auto", "sfm") and not makes_splats(settings):
             notes.append(f"model {settings.model} is not used: the scene's cameras stay as they are")
     if opened.kind == "scene":
         # Fitted anew from its own cameras; which views were held out may change.
@@ -144,15 +147,31 @@ def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watch
     """Gaussians in the way asked for; ``metrics`` of the result tells of the way before it, where there was one."""
     if settings.splats == "fitted":
         return _fitted(scene, _enough_steps(settings, len(scene.training)), None, space, watcher)
-    with space.stage("instant", to_dict(settings.instant)) as notes:
+    instant = replace(settings.instant, model=settings.instant.model or makes_splats(settings))
+    with space.stage("instant", to_dict(instant)) as notes:
         say = space.progress("instant")
-        start = instant_splats(scene, settings.instant, settings.fit, settings.predict.lift, notes, say)
+        start = instant_splats(scene, instant, settings.fit, settings.predict.lift, notes, say)
     scene = replace(scene, gaussians=start)
     if settings.splats == "refined":
         first = method("instant", _splat_seconds(space), start, evaluate_views(scene, start))
         scene = _fitted(scene, shortened(settings.fit, settings.instant), start, space, watcher)
         scene = replace(scene, metrics={METHODS: [first]})
     return scene
+
+
+def makes_splats(settings: ReconstructSettings) -> str:
+    """The weights by which ``model`` makes the splats of one pass; "" where it does not.
+
+    Raises InputError for a model that can do nothing else where no such splats are asked for.
+    """
+    file = stereo_file(settings.model)
+    if file is None:
+        return ""
+    if settings.splats not in ("instant", "refined"):
+        if settings.model != "mini":
+            raise InputError("model", settings.model, "it makes splats in one pass: add --splats instant or refined")
+        return ""
+    return str(file)
 
 
 def _enough_steps(settings: ReconstructSettings, num_views: int) -> FitSettings:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from scenetx.config import to_dict
 from scenetx.core import InputError
 from scenetx.core.atomic import write_bytes, write_tensors
-from scenetx.models.own import Stated, write_own
+from scenetx.models.own import Stated, read_stated, write_own
+from scenetx.models.stereo_splats import StereoSplats
 from scenetx.models.weights import load_strictly, read_weights
 from scenetx.train.pretrain import PREFIX, Pretraining
 from scenetx.train.settings import TrainSettings
@@ -121,11 +122,15 @@ def load(path: Path, trained: Trained, settings: TrainSettings) -> Progress:
 
 
 def start_from(path: Path, model: nn.Module) -> None:
-    """Begin with the weights of a file (a checkpoint's, or a shipped one). Raises InputError where they do not fit."""
+    """Begin with the weights of a file (a checkpoint's, or a shipped one); a model of splats also with those of the
+    geometry model that it asks. Raises InputError where they do not fit."""
     weights = read_weights(path)
     inside = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     if inside and not isinstance(model, Pretraining):
         weights = inside  # of a pretraining, whose other parts have done their work
+    stated = read_stated(path)
+    if isinstance(model, StereoSplats) and stated is not None and stated.model == "da3":
+        model = model.da3  # the part that is asked; the others have nothing to begin with
     load_strictly(model, weights, str(path), torch.float32)
 
 

@@ -2,6 +2,7 @@
 
 Held-out procedural scenes have seeds below `HELD_OUT_SEEDS`. View models: PSNR and SSIM of painted targets, beside the
 nearest shown picture as it is, the same moved as if the scene were one plane at its mean depth, and one mean colour.
+Models of splats: the same, and the relative error of the shown views' depth.
 Geometry models: pose AUC over pairs and depth AbsRel after one scale a scene, beside cameras that do not turn and one
 depth for all pixels (which is given its best scale too).
 """
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scenetx.core import Cameras
+from scenetx.core import Cameras, InputError
 from scenetx.core.cameras import pixel_grid
 from scenetx.core.rigid import invert_rigid
 from scenetx.data.procedural import procedural_views
@@ -24,9 +25,12 @@ from scenetx.data.sample import Sample, procedural_samples
 from scenetx.data.samplers import SamplerSettings, choose_views
 from scenetx.measure.image import psnr, ssim
 from scenetx.measure.shape import depth_errors, pose_errors
+from scenetx.models.stereo_splats import StereoSplats
 from scenetx.models.view_model import ViewModel, Views
+from scenetx.splat import rasterize
 from scenetx.train.pretrain import Pretraining
 from scenetx.train.settings import HELD_OUT_SEEDS, TrainSettings
+from scenetx.train.splat_task import depth_range
 
 THRESHOLDS = (5, 10, 30)
 
@@ -36,7 +40,7 @@ def held_out(settings: TrainSettings, count: int, device: torch.device | str = "
     if not 0 < count <= HELD_OUT_SEEDS:
         raise ValueError(f"held_out: {count} scenes; give 1 to {HELD_OUT_SEEDS}")
     data = settings.data
-    views = data.context + data.targets if settings.task == "view" else data.context
+    views = data.context if settings.task == "geometry" else data.context + data.targets
     config = replace(data.procedural, height=data.height, width=data.width, views=views)
     out: list[Sample] = []
     for start in range(0, count, 8):
@@ -62,6 +66,9 @@ def score(model: nn.Module, samples: Sequence[Sample], context: int, targets: in
         if isinstance(model, ViewModel):
             shown, asked = choose_views(rng, SamplerSettings(), sample.cameras, context, targets)
             rows.append(view_scores(model, sample, shown, asked, device))
+        elif isinstance(model, StereoSplats):
+            shown, asked = choose_views(rng, SamplerSettings(), sample.cameras, context, targets)
+            rows.append(splat_scores(model, sample, shown, asked, device))
         else:
             rows.append(geometry_scores(model, sample, device))
     names = [name for name in rows[0] if all(name in row for row in rows)]
@@ -76,6 +83,32 @@ def view_scores(
     with torch.inference_mode():
         views = Views(rgb[list(shown)].to(device), _of(cameras, shown).to(device.type))
         painted = model.decode(model.encode(views), _of(cameras, asked).to(device.type)).float().cpu().clamp(0, 1)
+    return picture_scores(painted, sample, shown, asked)
+
+
+def splat_scores(
+    model: StereoSplats, sample: Sample, shown: Sequence[int], asked: Sequence[int], device: torch.device
+) -> dict[str, float]:
+    """One scene with known depth: what the splats of ``shown`` show of ``asked``, what the baselines say, and the
+    relative error of the depth of ``shown``."""
+    rgb, cameras = sample.rgb[list(shown)].float() / 255, sample.cameras.to(torch.float32)
+    if sample.depth is None or not bool((sample.depth[list(shown)] > 0).any()):
+        raise InputError(sample.name, "no depth is known, so not how near and far to look", "give scenes with depth")
+    depth = sample.depth[list(shown)].float()
+    valid = depth > 0
+    ranges = depth_range(depth[None], valid[None])[0]
+    with torch.inference_mode():
+        answer = model(rgb.to(device), _of(cameras, shown).to(device.type), ranges.to(device))
+        painted = rasterize(answer.splats.gaussians, _of(cameras, asked).to(device.type)).rgb.cpu().clamp(0, 1)
+    off = (answer.depth.cpu() - depth).abs()[valid] / depth[valid]
+    return picture_scores(painted, sample, shown, asked) | {"absrel": float(off.mean())}
+
+
+def picture_scores(
+    painted: Float[Tensor, "n h w 3"], sample: Sample, shown: Sequence[int], asked: Sequence[int]
+) -> dict[str, float]:
+    """Pictures of ``asked`` against the truth, beside what is guessed from ``shown`` without any model."""
+    rgb, cameras = sample.rgb.float() / 255, sample.cameras
     truth = rgb[list(asked)]
     near = [nearest_view(cameras, shown, view) for view in asked]
     plane = _plane(sample)

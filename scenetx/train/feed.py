@@ -74,7 +74,7 @@ class Batches(Dataset[dict[str, Tensor]]):
     def batch(self, step: int, places: Sequence[int]) -> dict[str, Tensor]:
         """Tensors of some of a step's scenes."""
         context = self.context(step)
-        targets = self.settings.data.targets if self.settings.task == "view" else 0
+        targets = 0 if self.settings.task == "geometry" else self.settings.data.targets
         indices = [step * self.settings.batch + place for place in places]
         if self.scenes is None:
             made = zip(self._procedural(step, places), indices, strict=True)

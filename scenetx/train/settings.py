@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,14 @@ from scenetx.data.samplers import SamplerSettings
 from scenetx.models.da3 import Da3Config
 from scenetx.models.lvsm import LvsmConfig
 from scenetx.models.srt import SrtConfig
+from scenetx.models.stereo_splats import StereoSplatsConfig
 from scenetx.models.svsm import SvsmConfig
 
-Task = Literal["view", "geometry"]
-ModelName = Literal["svsm", "lvsm", "srt", "da3"]
-TASKS: dict[ModelName, Task] = {"svsm": "view", "lvsm": "view", "srt": "view", "da3": "geometry"}
+Task = Literal["view", "geometry", "splats"]
+ModelName = Literal["svsm", "lvsm", "srt", "da3", "stereo_splats"]
+TASKS: dict[ModelName, Task] = {
+    "svsm": "view", "lvsm": "view", "srt": "view", "da3": "geometry", "stereo_splats": "splats",
+}  # fmt: skip
 HELD_OUT_SEEDS = 1 << 20
 """Procedural seeds below this are never trained on: evaluations draw from them."""
 
@@ -33,11 +37,11 @@ class DataSettings:
     height: int = 128
     width: int = 128
     context: int = 2
-    """Views shown to a view model; all views of a geometry model."""
+    """Views shown to a model of views or of splats; all views of a geometry model."""
     context_most: int = 0
     """Where larger, a step shows ``context`` to this many views, drawn by its number."""
     targets: int = 6
-    """Views a view model has to paint."""
+    """Views a model of views or of splats has to paint."""
     procedural: ProceduralConfig = field(default_factory=ProceduralConfig)
     """``height``, ``width`` and ``views`` are taken from above."""
     difficulty_from: float | None = None
@@ -79,6 +83,10 @@ class LossSettings:
     normals: float = 0.0
     splat: float = 0.0
     """Of the last view painted by the others' pixels as Gaussians; for a geometry model."""
+    planes: float = 0.0
+    """Of the planes that a model of splats decides between, by cross-entropy."""
+    far: float = 0.0
+    """Of pixels without depth lying farther than a model of splats looks: where they are a sky, as procedural ones."""
     confidence: float = 0.05
     """Weight of -log(confidence): higher trusts less."""
     cameras_given: float = 0.0
@@ -127,6 +135,7 @@ class TrainSettings:
     lvsm: LvsmConfig = field(default_factory=LvsmConfig)
     srt: SrtConfig = field(default_factory=SrtConfig)
     da3: Da3Config = field(default_factory=Da3Config)
+    stereo_splats: StereoSplatsConfig = field(default_factory=StereoSplatsConfig)
     start_from: Path | None = None
     """Weights to begin with; a checkpoint in the output folder comes first."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -187,14 +196,18 @@ class TrainSettings:
         in_range("train: svsm", self.svsm, 1.0, math.inf, "dim", "heads", "patch", "encoder_layers", "decoder_layers")
         in_range("train: lvsm", self.lvsm, 1.0, math.inf, "dim", "heads", "patch", "decoder_layers", "latents")
         in_range("train: srt", self.srt, 1.0, math.inf, "conv_width", "dim", "heads", "hidden")
-        in_range("train: da3", self.da3, 1.0, math.inf, "dim", "depth", "heads", "features", "patch")
+        for name, sizes in (("da3", self.da3), ("stereo_splats.da3", self.stereo_splats.da3)):
+            in_range(f"train: {name}", sizes, 1.0, math.inf, "dim", "depth", "heads", "features", "patch")
 
     def checked(self) -> TrainSettings:
         """Itself, or an InputError for settings that do not go together (each alone may, on the way to others)."""
         data = self.data
-        config: SvsmConfig | LvsmConfig | SrtConfig | Da3Config = getattr(self, self.model)
+        name = "stereo_splats.da3" if self.model == "stereo_splats" else self.model
+        config: SvsmConfig | LvsmConfig | SrtConfig | Da3Config = attrgetter(name)(self)
         if config.dim % config.heads:
-            raise InputError(f"train: {self.model}.heads", config.heads, f"make them divide the dim of {config.dim}")
+            raise InputError(f"train: {name}.heads", config.heads, f"make them divide the dim of {config.dim}")
+        if self.task == "splats" and data.context < 2:
+            raise InputError("train: data.context", data.context, "show a model of splats two views or more")
         if data.source != "procedural" and not data.path:
             raise InputError("train: data.path", "not given", f"name the folder of {data.source}")
         if self.pretrain.kind and (self.model != "da3" or data.context < 2):
@@ -215,4 +228,4 @@ class TrainSettings:
     def views(self) -> int:
         """Views a scene must have."""
         shown = max(self.data.context, self.data.context_most)
-        return shown + self.data.targets if self.task == "view" else shown
+        return shown if self.task == "geometry" else shown + self.data.targets

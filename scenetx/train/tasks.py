@@ -19,12 +19,14 @@ from scenetx.models.geometry import Geometry
 from scenetx.models.layers import Block
 from scenetx.models.lvsm import Lvsm
 from scenetx.models.srt import Srt
+from scenetx.models.stereo_splats import StereoSplats
 from scenetx.models.svsm import Svsm
 from scenetx.models.view_model import ViewModel, Views
 from scenetx.train import losses
 from scenetx.train.matching import Looks, attention_loss, watched
 from scenetx.train.pretrain import Pretraining, PretrainTask
 from scenetx.train.settings import LossSettings, TrainSettings
+from scenetx.train.splat_task import SplatTask
 
 Batch = Mapping[str, Tensor]
 """``rgb`` uint8 [b v h w 3], ``world_from_cam`` [b v 4 4], ``K`` [b v 3 3], perhaps ``depth``, ``normals``."""
@@ -41,6 +43,10 @@ def build_model(settings: TrainSettings) -> nn.Module:
         if settings.model == "da3":
             geometry = start_da3(Da3(settings.da3))
             return Pretraining(geometry, settings.pretrain) if settings.pretrain.kind else geometry
+        if settings.model == "stereo_splats":
+            splats = StereoSplats(settings.stereo_splats)
+            start_da3(splats.da3)
+            return splats
         kinds = {"svsm": (Svsm, settings.svsm), "lvsm": (Lvsm, settings.lvsm), "srt": (Srt, settings.srt)}
         kind, config = kinds[settings.model]
         return kind(config)
@@ -198,12 +204,14 @@ class GeometryTask(nn.Module):
         return parts, losses.mean_of_valid(error, valid).mean().detach()
 
 
-def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask | PretrainTask:
+def build_task(settings: TrainSettings, model: nn.Module) -> ViewTask | GeometryTask | SplatTask | PretrainTask:
     """The task of the model's kind. With mixed precision the model's blocks are set to bfloat16 from now on."""
     if settings.precision == "bf16-mixed":
         blocks_in_bf16(model)
     if settings.task == "view":
         return ViewTask(model, settings.loss)
+    if settings.task == "splats":
+        return SplatTask(model, settings.loss)
     if isinstance(model, Pretraining):
         return PretrainTask(model, settings.pretrain)
     return GeometryTask(model, settings.loss)

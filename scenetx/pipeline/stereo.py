@@ -1,0 +1,114 @@
+"""The training pictures as splats by a model of ours that compares them (`scenetx.models.stereo_splats`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from scenetx.core import Cameras, Gaussians, InputError, Points, View
+from scenetx.geometry.lift import agreement, nearest_views
+from scenetx.geometry.sweep import depth_ranges, in_free_space
+from scenetx.models.own import open_own, read_stated, shipped
+from scenetx.models.pixel_splats import merged
+from scenetx.models.stereo_splats import ROUND, StereoAnswer, StereoSplats
+
+NAME = "stereo_splats"
+
+
+@dataclass(frozen=True)
+class StereoSettings:
+    """How such a model looks at a scene. side: longest of its pictures, in pixels; sources: other pictures that each is
+    compared with; faint: splats whose opacity is below it are left out."""
+
+    side: int = 128
+    sources: int = 4
+    faint: float = 0.05
+    witnesses: int = 8
+    """Nearest pictures that are asked whether a splat is in their way, or a surface theirs already."""
+    same: float = 0.05
+    """Surfaces whose depths differ by less than this share are one."""
+
+    def __post_init__(self) -> None:
+        if self.side < 32 or self.sources < 1 or self.witnesses < 0 or not 0 <= self.faint < 1:
+            shown = (self.side, self.sources, self.witnesses, self.faint)
+            raise InputError("stereo side, sources, witnesses, faint", shown, "use 32, 1, 0 or more; faint in [0, 1)")
+
+
+def stereo_file(asked: str) -> Path | None:
+    """The weights of a name (``mini``, ``mini-splat``) or file, where these are of such a model; None for all else."""
+    path = shipped(asked, "splat") or Path(asked)
+    stated = read_stated(path)
+    return path if stated is not None and stated.model == NAME else None
+
+
+def open_stereo(path: Path, settings: StereoSettings) -> StereoSplats:
+    """The model, told to compare as many pictures as the settings say. Raises InputError for a broken file."""
+    stated = read_stated(path)
+    assert stated is not None
+    model = open_own(path, stated)
+    assert isinstance(model, StereoSplats)
+    model.config = replace(model.config, sources=settings.sources)
+    return model
+
+
+def stereo_splats(
+    views: Sequence[View], points: Points | None, model: StereoSplats, most: int, settings: StereoSettings
+) -> Gaussians:
+    """At most ``most`` Gaussians of views that each have a camera, all looked at in one size.
+
+    points: of the scene; they say how near and far to look. Raises InputError for fewer than two views or points that
+    no camera sees.
+    """
+    if len(views) < 2 or points is None or len(points) == 0:
+        shown = f"{len(views)} views, {0 if points is None else len(points)} points"
+        raise InputError(
+            "splats by comparing views", shown, "give two or more views with cameras and the points between"
+        )
+    images, cameras, used = _of_one_size(views, settings.side)
+    ranges = depth_ranges([cameras[k].to(torch.float64) for k in range(len(views))], points)
+    with torch.inference_mode():
+        answer = model(images, cameras, torch.tensor(ranges, dtype=torch.float32))
+    keep = _worth(answer, cameras, settings) & used
+    found = answer.splats.gaussians
+    kept = keep.flatten() & found.finite() & (found.opacities > settings.faint)
+    found = found[kept]
+    return merged(found, found.opacities, cameras.centers, most)
+
+
+def _worth(answer: StereoAnswer, cameras: Cameras, settings: StereoSettings) -> Bool[Tensor, "n h w"]:
+    """Pixels whose splat no picture looks through, and whose surface no nearer picture has already."""
+    depths, single = list(answer.depth), [cameras[k] for k in range(len(cameras))]
+    out = torch.ones_like(answer.inverse, dtype=torch.bool)
+    size = [float((depth / camera.K[0, 0, 0]).median()) for depth, camera in zip(depths, single, strict=True)]
+    order = sorted(range(len(depths)), key=size.__getitem__)
+    for place, index in enumerate(order):
+        near = nearest_views(single, index, settings.witnesses)
+        before = [other for other in near if other in order[:place]]
+        through = in_free_space(depths[index], depths, single, index, near, margin=settings.same)
+        posed = [torch.where(out[k], depths[k], 0.0) if k in before else depths[k] for k in range(len(depths))]
+        covered = agreement(posed, single, index, before, settings.same) > 0
+        out[index] = ~through & ~covered
+    return out
+
+
+def _of_one_size(views: Sequence[View], side: int) -> tuple[Float[Tensor, "n h w 3"], Cameras, Bool[Tensor, "n h w"]]:
+    """Pictures, cameras and what their masks let through, at the usual shape, at most ``side`` on the longer side."""
+    tall, wide = median(view.height for view in views), median(view.width for view in views)
+    share = min(1.0, side / max(tall, wide))
+    height, width = (max(4 * ROUND, ROUND * round(share * length / ROUND)) for length in (tall, wide))
+    images, cameras, used = [], [], []
+    for view in views:
+        assert view.camera is not None
+        picture = view.image.permute(2, 0, 1)[None].float() / 255
+        images.append(interpolate(picture, size=(height, width), mode="area")[0].permute(1, 2, 0))
+        cameras.append(view.camera.to(torch.float32).resized(height, width))
+        mask = torch.ones(view.height, view.width) if view.mask is None else view.mask.float()
+        used.append(interpolate(mask[None, None], size=(height, width), mode="area")[0, 0] > 0.5)
+    return torch.stack(images), Cameras.cat(cameras), torch.stack(used)
