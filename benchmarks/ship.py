@@ -5,8 +5,10 @@
 
 Scores held-out procedural scenes and, of each real one, four views from its middle (of a longer sequence every n-th, so
 that it counts 25 pictures), at the size the model learned at; structure from motion sees the same four views at up to
-960 pixels. Writes benchmarks/shipped.json. With --write, weights that are no worse than those that ship, on the means
-of both kinds of scenes, go to scenetx/models/shipped/NAME.safetensors (bfloat16) with a card beside them.
+960 pixels. A model of splats (mini-splat) is scored as `ship_splats.py` says: its real scenes are reconstructed ones,
+and it must be better than mini-geometry's depth lifted by rules. Writes benchmarks/shipped.json. With --write, weights
+that are no worse than those that ship, on the means of both kinds of scenes, go to scenetx/models/shipped/ (bfloat16)
+with a card beside them.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from ship_splats import EXPLAINED, real_views, splat_markdown, splat_rows
 
 from scenetx.core import InputError
 from scenetx.core.atomic import write_text
@@ -38,6 +42,13 @@ HERE = Path(__file__).parent
 VIEWS = 4
 COUNTED = 25  # pictures a sequence is thinned to before views are taken from its middle
 SFM_SIDE = 960
+SPLATS = "stereo_splats"
+EXPLAINS = (
+    "Procedural scenes are held out; of each picture set four views. Higher AUC and PSNR, lower AbsRel are better.",
+    "Cameras that do not turn, one depth for all pixels and the nearest view know nothing: where a model is no",
+    "better than they are it should not be used. Structure from motion sees the same four views at up to",
+    f"{SFM_SIDE} pixels.",
+)
 Scores = dict[str, float]
 
 
@@ -76,12 +87,15 @@ def sfm_scores(sample: Sample) -> Scores:
     return {f"sfm_auc{t}": 100 * share * errors.auc(THRESHOLDS)[float(t)] for t in THRESHOLDS}
 
 
-def scores_of(
-    file: Path, stated: Stated, difficulty: float, count: int, real: Mapping[str, Sample]
-) -> dict[str, Scores]:
-    """By scene, at the size the weights learned at; "procedural" is the mean of ``count`` held-out ones."""
+def scores_of(file: Path, stated: Stated, difficulty: float, count: int, real: Mapping[str, Any]) -> dict[str, Scores]:
+    """By scene, at the size the weights learned at; "procedural" is the mean of ``count`` held-out ones.
+
+    real: samples; of splats, scenes.
+    """
     if stated.size is None:
         raise InputError(str(file), "does not say the size it learned at", "give a checkpoint of a training run")
+    if stated.model == SPLATS:
+        return splat_rows(file, max(stated.size), difficulty, count, real)
     (height, width), plain = stated.size, TrainSettings(model=stated.model)
     views = VIEWS if plain.task == "geometry" else VIEWS // 2
     procedural = replace(plain.data.procedural, difficulty=difficulty)
@@ -111,8 +125,15 @@ def no_worse(new: Mapping[str, Scores], old: Mapping[str, Scores]) -> bool:
     return better
 
 
+def worth_it(row: Scores) -> bool:
+    """Splats must be better than those of what ships already, on the scenes that both learned from."""
+    return "geometry_psnr" not in row or row["psnr"] > row["geometry_psnr"]
+
+
 def markdown(rows: Mapping[str, Scores]) -> str:
     """The scores as the card's table; what a scene has no truth for is left empty."""
+    if "swept_psnr" in rows["procedural"]:
+        return splat_markdown(rows)
     if "psnr" in rows["procedural"]:
         head = ["scene", "PSNR", "nearest view", "warped by a plane", "mean colour"]
         keys = [("psnr", 2), ("nearest_psnr", 2), ("warped_psnr", 2), ("mean_psnr", 2)]
@@ -164,10 +185,7 @@ def card(name: str, state: Mapping[str, dict], rows: Mapping[str, Scores], histo
         "",
         verdict(rows),
         "",
-        "Procedural scenes are held out; of each picture set four views. Higher AUC and PSNR, lower AbsRel are better.",
-        "Cameras that do not turn, one depth for all pixels and the nearest view know nothing: where a model is no",
-        "better than they are it should not be used. Structure from motion sees the same four views at up to",
-        f"{SFM_SIDE} pixels.",
+        *(EXPLAINED if settings["model"] == SPLATS else EXPLAINS),
         "",
         markdown(rows),
         "",
@@ -191,7 +209,8 @@ def main() -> None:
     if stated is None:
         raise InputError(str(file), "does not say what it holds", "give a checkpoint's folder")
     level = float(state["settings"]["data"]["procedural"]["difficulty"])
-    real = {path.name: real_sample(path) for path in arguments.real}
+    splats = stated.model == SPLATS and stated.size is not None
+    real = {path.name: real_views(path, max(stated.size)) if splats else real_sample(path) for path in arguments.real}
     rows = scores_of(file, stated, level, arguments.scenes, real)
     if TrainSettings(model=stated.model).task == "geometry":
         for name, sample in real.items():
@@ -202,11 +221,11 @@ def main() -> None:
     print(markdown(rows))
     if old is not None:
         print("what ships:", markdown(old), sep="\n")
-    good = old is None or no_worse(means(rows), means(old))
+    good = (old is None or no_worse(means(rows), means(old))) and worth_it(rows["procedural"])
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     kept[arguments.name] = {"candidate": rows, "ships": old, "no_worse": good, "cores": os.cpu_count()}
     write_text(arguments.out, json.dumps(kept, indent=1) + "\n")
-    print("no worse than what ships" if good else "worse than what ships: it stays")
+    print("no worse than what ships" if good else "worse than what ships, which stays")
     if arguments.write and good:
         tensors = {key: value.bfloat16() for key, value in read_weights(file).items()}
         write_own(ships, tensors, replace(stated, name=arguments.name))
