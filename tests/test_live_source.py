@@ -25,7 +25,7 @@ from scenetx.live.capture import Capture, CaptureSettings
 from scenetx.live.classical_map import Lens
 from scenetx.live.intrinsics import GivenLens, Straighten
 from scenetx.live.outputs import LINES, TUM, Recorder, Trajectory, read_tum, tum_line
-from scenetx.live.patches import Shelf, pyramid, refined, sought, warped
+from scenetx.live.patches import Shelf, levels_of, pyramid, refined, sought, warped
 from scenetx.live.pose_stream import WebSocketStream, open_stream
 from scenetx.live.source import Camera, NetworkStream, PictureFiles, VideoFile, open_reader, upright
 from scenetx.live.update import Frame, Update
@@ -231,7 +231,7 @@ def test_patches_are_found_to_a_fraction_of_a_pixel():
     map_picture = sampled(0, 0).round().astype(np.uint8)
     frame = (0.6 * sampled(-shift[0], -shift[1]) + 30).astype(np.float32)
     places = rng.uniform(30, 180, size=(40, 2))
-    made = warped(Shelf.of([map_picture]), np.zeros(40, np.int64), places, np.tile(np.eye(2), (40, 1, 1)))
+    made = warped(Shelf.of([levels_of(map_picture)]), np.zeros(40, np.int64), places, np.tile(np.eye(2), (40, 1, 1)))
     found, alike = refined(frame, made, places)
     good = alike > 0.98
     assert good.sum() > 30

@@ -147,7 +147,9 @@ def test_ways_to_splats_are_compared(tmp_path, monkeypatch):
     assert steps["equal"] >= ways.LEAST
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [("mini-geometry-cpu", "geometry"), ("mini-view-cpu", "view")])
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("mini-geometry-cpu", "geometry"), ("mini-view-cpu", "view"), ("mini-splat-cpu", "splat")]
+)
 def test_what_ships_is_gone_on_from_by_its_own_recipe_alone(recipe, kind):
     pytest.importorskip("lightning_fabric", reason="the extra `train` is not installed")
     lease = benchmark("train_on_lease")
@@ -157,7 +159,7 @@ def test_what_ships_is_gone_on_from_by_its_own_recipe_alone(recipe, kind):
     assert lease.shipped_for(settings_of(recipe.removesuffix("-cpu"))) is None  # a larger model
 
 
-@pytest.mark.parametrize("name", ["mini-geometry", "mini-view"])
+@pytest.mark.parametrize("name", ["mini-geometry", "mini-view", "mini-splat"])
 def test_the_weights_of_the_package_load_and_say_what_they_are(name):
     path = own.SHIPPED / f"{name}.safetensors"
     assert path.stat().st_size < 25e6

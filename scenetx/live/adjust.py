@@ -1,7 +1,7 @@
 """Bundle adjustment of a small map: some cameras, their points and, if asked, the lens they share.
 
 Levenberg-Marquardt with the points eliminated (Schur complement; Triggs et al., "Bundle Adjustment", 1999), under
-Cauchy's loss. All in vectorised numpy: it runs beside the tracking and must not hold the interpreter.
+Cauchy's loss. It runs beside the tracking and does not hold the interpreter for long (`normal_equations`).
 
 A lens is a focal length and one radial term (`radial`). Both are looked for together: a focal length found without
 the radial term is several percent off where there is one.
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 
 from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.normal_equations import Observations, Reduced, points_step, reduced, residuals, solved
 from scenetx.live.radial import bent
 
 
@@ -59,18 +60,10 @@ class Adjusted:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Observations sorted by point; the free cameras are numbered 0 to ``free``-1, fixed ones -1. ``xy`` are where the
-    lens put them, ``prior`` what was thought of the lens before: log of zoom, k1, and the weights of both."""
+    """The observations (``xy`` are where the lens put them), how many cameras are free, and what was thought of the
+    lens before: log of zoom, k1, and the weights of both."""
 
-    K: Float[np.ndarray, "o 3 3"]
-    view: Int[np.ndarray, "o"]
-    slot: Int[np.ndarray, "o"]
-    point: Int[np.ndarray, "o"]
-    xy: Float[np.ndarray, "o 2"]
-    first: Int[np.ndarray, "p"]
-    pair: tuple[Int[np.ndarray, "q"], Int[np.ndarray, "q"]]
-    target: Int[np.ndarray, "t"]
-    target_first: Int[np.ndarray, "t"]
+    seen: Observations
     free: int
     lens: bool
     prior: tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]
@@ -83,6 +76,11 @@ class _State:
     positions: Float[np.ndarray, "p 3"]
     lens: Float[np.ndarray, "2"]
     """Logarithm of the zoom, and k1."""
+
+    @property
+    def zoom_k1(self) -> tuple[float, float]:
+        """As the observations' equations want them."""
+        return float(np.exp(self.lens[0])), float(self.lens[1])
 
 
 def adjust(
@@ -112,7 +110,7 @@ def adjust(
     slots = np.flatnonzero(free)
     cost, damping = _cost(problem, state), 1e-4
     for _ in range(settings.rounds):
-        step, _ = _step(problem, state, damping)
+        step = _step(problem, state, damping)
         if step is None:
             damping *= 10
             continue
@@ -125,12 +123,11 @@ def adjust(
                 break
         else:
             damping *= 10
-    # Damping would hold what the pictures do not.
-    sigma = _step(problem, state, 1e-12)[1] if lens else np.full(2, np.inf)
+    sigma = _lens_sigma(problem, state) if lens else np.full(2, np.inf)
     positions = made.positions.copy()
     positions[kept] = state.positions
-    error = float(np.median(np.linalg.norm(_seen(problem, state)[0], axis=1)))
-    zoom, found = float(np.exp(state.lens[0])), float(state.lens[1]) if lens else k1
+    error = float(np.median(residuals(problem.seen, state.cam_from_world, state.positions, state.zoom_k1)))
+    zoom, found = state.zoom_k1[0], state.zoom_k1[1] if lens else k1
     return Adjusted(
         np.linalg.inv(state.cam_from_world), positions, zoom, float(sigma[0]), error, found, float(sigma[1])
     )
@@ -170,125 +167,66 @@ def _problem(
     slot_of = np.full(len(free), -1)
     slot_of[free] = np.arange(int(free.sum()))
     view, point = made.obs_view[rows].astype(np.int64), number[made.obs_point[rows]]
-    slot, count = slot_of[view], int(free.sum())
-    # All ordered pairs of free observations of one point: the blocks of the reduced system.
-    mine = np.flatnonzero(slot >= 0)
-    size = np.bincount(point[mine], minlength=len(kept))
-    begin = np.cumsum(size) - size
-    left = np.repeat(np.arange(len(mine)), size[point[mine]])
-    within = np.arange(len(left)) - np.repeat(np.cumsum(size[point[mine]]) - size[point[mine]], size[point[mine]])
-    right = begin[point[mine]][left] + within
-    block = slot[mine][left] * count + slot[mine][right]
-    order = np.argsort(block, kind="stable")
-    target, target_first = np.unique(block[order], return_index=True)
-    pair = (mine[left[order]], mine[right[order]])
-    first = np.searchsorted(point, np.arange(len(kept)))
+    first = np.searchsorted(point, np.arange(len(kept) + 1))
     xy, K = made.obs_xy[rows].astype(np.float64), made.K[view]
     xy = bent(xy, K, k1) if k1 else xy
     longer = float(made.sizes[0].max())
     before = np.array([np.log(settings.focal * longer / made.K[0, 0, 0]), settings.k1])
     weight = (settings.noise * max(longer / 640, 1) / np.array([settings.focal_sigma, settings.k1_sigma])) ** 2
-    return _Problem(
-        K, view, slot, point, xy, first, pair, target, target_first, count, k1 is not None, (before, weight),
-        settings.loss,
-    )  # fmt: skip
-
-
-def _seen(
-    problem: _Problem, state: _State
-) -> tuple[Float[np.ndarray, "o 2"], Float[np.ndarray, "o 3"], Float[np.ndarray, "o 2"]]:
-    """Pixels off, the points in their cameras, and x/z, y/z."""
-    pose = state.cam_from_world[problem.view]
-    cam = np.einsum("oij,oj->oi", pose[:, :3, :3], state.positions[problem.point]) + pose[:, :3, 3]
-    ray = cam[:, :2] / np.where(cam[:, 2] > 1e-6, cam[:, 2], 1e-6)[:, None]
-    radial = np.exp(state.lens[0]) * (1 + state.lens[1] * (ray**2).sum(1, keepdims=True))
-    off = radial * ray * problem.K[:, [0, 1], [0, 1]] + problem.K[:, :2, 2] - problem.xy
-    return np.clip(off, -1e3, 1e3), cam, ray
+    four = np.ascontiguousarray(K[:, [0, 1, 0, 1], [0, 1, 2, 2]])
+    seen = Observations(view, slot_of[view], np.ascontiguousarray(xy), four, first)
+    return _Problem(seen, int(free.sum()), k1 is not None, (before, weight), settings.loss)
 
 
 def _cost(problem: _Problem, state: _State) -> float:
-    off, _, _ = _seen(problem, state)
+    off = residuals(problem.seen, state.cam_from_world, state.positions, state.zoom_k1)
     before, weight = problem.prior
     held = float((weight * (state.lens - before) ** 2).sum()) / problem.loss**2 if problem.lens else 0.0
-    return float(np.log1p((off**2).sum(1) / problem.loss**2).sum()) + held
-
-
-def _jacobians(
-    problem: _Problem, state: _State, cam: np.ndarray, ray: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the pixels by the camera (turn and shift in its own axes), by the point, by the lens (log of focal, k1)."""
-    z = np.where(cam[:, 2] > 1e-6, cam[:, 2], 1e-6)[:, None]
-    f, squared = np.exp(state.lens[0]) * problem.K[:, [0, 1], [0, 1]], (ray**2).sum(1)[:, None]
-    k1 = state.lens[1]
-    by_ray = 2 * k1 * ray[:, :, None] * ray[:, None]
-    by_ray[:, [0, 1], [0, 1]] += 1 + k1 * squared
-    by_ray *= f[:, :, None]
-    by_cam = np.empty((len(cam), 2, 3))
-    by_cam[:, :, :2] = by_ray / z[:, None]
-    by_cam[:, :, 2] = -np.einsum("oij,oj->oi", by_cam[:, :, :2], ray)
-    skew = np.zeros((len(cam), 3, 3))
-    skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = cam[:, 2], -cam[:, 1], cam[:, 0]
-    skew -= skew.transpose(0, 2, 1)
-    by_pose = np.concatenate([by_cam @ skew, by_cam], axis=2)
-    by_lens = np.stack([f * (1 + k1 * squared) * ray, f * squared * ray], axis=2)
-    return by_pose, by_cam @ state.cam_from_world[problem.view][:, :3, :3], by_lens
+    return float(np.log1p((off / problem.loss) ** 2).sum()) + held
 
 
 _Step = tuple[Float[np.ndarray, "n 6"], Float[np.ndarray, "p 3"], Float[np.ndarray, "2"]]
 
 
-def _step(problem: _Problem, state: _State, damping: float) -> tuple[_Step | None, Float[np.ndarray, "2"]]:
-    """Gauss-Newton's step with damping (cameras, points, lens), and the lens's standard deviations."""
-    off, cam, ray = _seen(problem, state)
-    A, B, G = _jacobians(problem, state, cam, ray)
-    weight = 1 / (1 + (off**2).sum(1) / problem.loss**2)
-    At, Bt = A.transpose(0, 2, 1) * weight[:, None, None], B.transpose(0, 2, 1) * weight[:, None, None]
-    V, bp = np.add.reduceat(Bt @ B, problem.first), np.add.reduceat(np.einsum("oij,oj->oi", Bt, off), problem.first)
-    V += (damping * np.trace(V, axis1=1, axis2=2)[:, None, None] + 1e-12) * np.eye(3)
-    inverse = np.linalg.inv(V)
-    W, n, m = At @ B, problem.free, 2 if problem.lens else 0
-    Y = W @ inverse[problem.point]
-    mine = problem.slot >= 0
-    S, b = np.zeros((6 * n + m, 6 * n + m)), np.zeros(6 * n + m)
-    S[: 6 * n, : 6 * n] = _cameras_alone(problem, At @ A, Y, W, damping)
-    reduced = np.einsum("oij,oj->oi", At, off) - np.einsum("oij,oj->oi", Y, bp[problem.point])
-    np.add.at(b[: 6 * n].reshape(n, 6), problem.slot[mine], reduced[mine])
-    L = np.zeros((len(bp), 3, m))
-    if m:
-        L = np.add.reduceat(Bt @ G, problem.first)
-        Gt, (before, held) = G.transpose(0, 2, 1) * weight[:, None, None], problem.prior
-        half = inverse @ L
-        S[6 * n :, 6 * n :] = (Gt @ G).sum(0) - np.einsum("pij,pik->jk", L, half) + np.diag(held)
-        b[6 * n :] = np.einsum("oij,oj->i", Gt, off) - np.einsum("pij,pi->j", half, bp) + held * (state.lens - before)
-        cross = np.zeros((n, 6, m))
-        np.add.at(cross, problem.slot[mine], (At @ G - Y @ L[problem.point])[mine])
-        S[: 6 * n, 6 * n :], S[6 * n :, : 6 * n] = cross.reshape(6 * n, m), cross.reshape(6 * n, m).T
-    try:
-        found = -np.linalg.solve(S, b)
-        spread = np.diag(np.linalg.inv(S))[6 * n :] if m else np.full(2, np.inf)
-    except np.linalg.LinAlgError:
-        return None, np.full(2, np.inf)
-    cameras, lens = found[: 6 * n].reshape(n, 6), found[6 * n :]
-    back = L @ lens
-    np.add.at(back, problem.point[mine], np.einsum("oij,oi->oj", W[mine], cameras[problem.slot[mine]]))
-    points = -np.einsum("pij,pj->pi", inverse, bp + back)
-    noise = float((weight * (off**2).sum(1)).sum() / max(2 * len(off) - len(S) - 3 * len(bp), 1))
-    return (cameras, points, lens if m else np.zeros(2)), np.sqrt(np.maximum(spread * noise, 0.0))
+def _step(problem: _Problem, state: _State, damping: float) -> _Step | None:
+    """Gauss-Newton's step with damping (cameras, points, lens)."""
+    system, S, b = _system(problem, state, damping)
+    answer = solved(S, b)
+    if answer is None:
+        return None
+    found = -answer[0]
+    cameras = np.ascontiguousarray(found[: 6 * problem.free].reshape(-1, 6))
+    lens = found[6 * problem.free :] if problem.lens else np.zeros(2)
+    return cameras, points_step(system, problem.seen, cameras, lens), lens
 
 
-def _cameras_alone(
-    problem: _Problem, each: np.ndarray, Y: np.ndarray, W: np.ndarray, damping: float
-) -> Float[np.ndarray, "c c"]:
-    """The normal matrix of the cameras, points eliminated."""
-    n = problem.free
-    left, right = problem.pair
-    blocks, U, mine = np.zeros((n, n, 6, 6)), np.zeros((n, 6, 6)), problem.slot >= 0
-    blocks.reshape(n * n, 6, 6)[problem.target] = -np.add.reduceat(
-        Y[left] @ W[right].transpose(0, 2, 1), problem.target_first
-    )
-    np.add.at(U, problem.slot[mine], each[mine])
-    blocks[np.arange(n), np.arange(n)] += U * (1 + damping * np.eye(6))
-    return blocks.transpose(0, 2, 1, 3).reshape(6 * n, 6 * n)
+def _lens_sigma(problem: _Problem, state: _State) -> Float[np.ndarray, "2"]:
+    """Standard deviations of the logarithm of the focal length and of k1; without damping, which would hold what the
+    pictures do not."""
+    system, S, b = _system(problem, state, 1e-12)
+    answer = solved(S, b)
+    if answer is None:
+        return np.full(2, np.inf)
+    last = answer[1][-2:, -2:]
+    spread = np.diag(np.linalg.inv(last @ last.T))  # of the inverse of S, its last corner
+    left = max(2 * len(problem.seen.view) - len(S) - 3 * len(state.positions), 1)
+    return np.sqrt(np.maximum(spread * system.squared / left, 0.0))
+
+
+def _system(
+    problem: _Problem, state: _State, damping: float
+) -> tuple[Reduced, Float[np.ndarray, "u u"], Float[np.ndarray, "u"]]:
+    """The reduced equations, and their matrix and right side with what was thought of the lens before."""
+    system = reduced(
+        problem.seen, state.cam_from_world, state.positions, state.zoom_k1, problem.free,
+        with_lens=problem.lens, damping=damping, loss=problem.loss,
+    )  # fmt: skip
+    S, b = system.S, system.b
+    if problem.lens:
+        before, held = problem.prior
+        S[[-2, -1], [-2, -1]] += held
+        b[-2:] += held * (state.lens - before)
+    return system, S, b
 
 
 def _moved(state: _State, slots: Int[np.ndarray, "f"], step: _Step) -> _State:

@@ -55,11 +55,6 @@ class ClassicalMap:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def grey(self, view: int) -> UInt8[np.ndarray, "h w"]:
-        """A view's small picture."""
-        with Image.open(io.BytesIO(self.pictures[view]), formats=("JPEG",)) as image:
-            return np.asarray(image.convert("L"))
-
     @property
     def bytes(self) -> int:
         """How large the file is."""
@@ -81,6 +76,12 @@ def encode_grey(grey: UInt8[np.ndarray, "h w"], side: int) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
+
+
+def decode_grey(picture: bytes) -> UInt8[np.ndarray, "h w"]:
+    """The inverse."""
+    with Image.open(io.BytesIO(picture), formats=("JPEG",)) as image:
+        return np.asarray(image.convert("L"))
 
 
 def save_map(made: ClassicalMap, path: str | Path) -> Path:

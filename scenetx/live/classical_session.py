@@ -25,18 +25,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from scenetx.core import Cameras, InputError, Original, Points, Scene, Sim3, View
+from scenetx.core import InputError, Points, Scene, Sim3
 from scenetx.live.anchors import anchor_of, keyframe_poses, shift_and_turn
 from scenetx.live.classical import ClassicalSettings
 from scenetx.live.classical_map import encode_grey
 from scenetx.live.features import FeatureFinder, FeatureSettings, grey_of, reduced_picture
 from scenetx.live.grow import FoundLens, GrowingMap, GrowSettings
-from scenetx.live.grown import Grown, grown_of
+from scenetx.live.grown import Grown, grown_of, points_of, scene_of
 from scenetx.live.mapper import Mapper
 from scenetx.live.meet import MeetSettings, closed, joined
 from scenetx.live.opening import Opening, OpeningSettings
 from scenetx.live.points import Seen, Station
-from scenetx.live.radial import bent, with_lens
+from scenetx.live.radial import with_lens
 from scenetx.live.update import KeyframePoses, Located
 
 
@@ -115,7 +115,7 @@ class ClassicalSession:
         self.settings = settings or ClassicalSessionSettings()
         self.patient = patient
         self.added = False
-        self._given_lens = known_lens
+        self.known_lens = known_lens
         self._finder = FeatureFinder(self.settings.features)  # the mapper's
         self._opening = self._fresh_opening()
         self._maps: dict[int, GrowingMap] = {}  # the mapper's while it is busy
@@ -126,7 +126,7 @@ class ClassicalSession:
         self._lens: FoundLens | None = None  # once it holds: all maps are of one camera
         self._lens_known = False
         self._rest: list[Station] = []  # of the map in use
-        self._pictures: dict[str, tuple[UInt8[Tensor, "h w 3"], float]] = {}
+        self._pictures: dict[str, UInt8[Tensor, "h w 3"]] = {}
         self._frame: UInt8[Tensor, "h w 3"] | None = None
         self._seen = self._failed = self._best = 0
         self._doubts = 0  # frames in a row that the map's pictures contradict
@@ -151,6 +151,16 @@ class ClassicalSession:
         return self._now is None or self._failed >= self.settings.away
 
     @property
+    def steady(self) -> bool:
+        """Whether there is a map whose poses can be said (`GrowingMap.steady`)."""
+        return self._now is not None and self._now.steady
+
+    @property
+    def busy(self) -> bool:
+        """Whether the map is being changed: frames that it should take now are not taken."""
+        return self._mapper.busy
+
+    @property
     def joins(self) -> Mapping[int, tuple[int, Sim3]]:
         """See `ManyMaps`."""
         return dict(self._joins)
@@ -158,7 +168,8 @@ class ClassicalSession:
     @property
     def keyframes(self) -> int:
         """Pictures in the map now."""
-        return 0 if self._now is None else len(self._now.made.names)
+        now = self._now
+        return 0 if now is None else len(now.made.names)
 
     @property
     def K(self) -> Float[Tensor, "3 3"] | None:
@@ -187,6 +198,8 @@ class ClassicalSession:
         self._frame, self.added = image, self.added and again
         if not again:
             self._seen += 1
+            if self.patient:
+                self._mapper.settle()
             self._take()
         if guess is not None and self._moved is not None:
             guess = self._moved.apply_to_poses(guess)  # it is of the map that was in use before
@@ -229,14 +242,14 @@ class ClassicalSession:
         grown = self._ready[number]
         straight = grown.straight(image)
         found = grown.locator.locate(straight, self._lens_of(number, image, K), guess)
-        if found is None or self._given_lens:
+        if found is None or self.known_lens:
             return found
         return replace(found, image=straight, rough=not grown.steady)
 
     def _lens_of(self, number: int, image: Tensor, K: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
         """Once the focal length is known, the tracker keeps it, and follows a zoom."""
         grown = self._ready[number]
-        if self._given_lens or grown.known_lens:
+        if self.known_lens or grown.known_lens:
             return K
         return torch.from_numpy(grown.K(int(image.shape[0]), int(image.shape[1])))
 
@@ -257,16 +270,7 @@ class ClassicalSession:
         """
         if not self._ready:
             raise InputError("map", "none yet", "move the camera sideways past something with texture")
-        grown = self._largest()
-        made, k1 = grown.made, grown.lens.k1
-        views = []
-        for name, pose, K in zip(made.names, made.world_from_cam, made.K, strict=True):
-            picture = self._pictures[name][0]
-            height, width = int(picture.shape[0]), int(picture.shape[1])
-            camera = Cameras(torch.from_numpy(pose)[None], torch.from_numpy(K)[None], height, width)
-            original = Original(name, height, width, torch.from_numpy(K), (grown.lens.k1, 0.0, 0.0, 0.0) if k1 else ())
-            views.append(View(name, grown.straight(picture), original, camera))
-        return Scene(tuple(views), source="tracked without a map", points=self._points(grown), posed_by="model")
+        return scene_of(self._largest(), self._pictures)
 
     def keyframe_poses(self) -> KeyframePoses:
         """See `MovesKeyframes`: of the map that `scene` gives; empty before there is one."""
@@ -280,7 +284,9 @@ class ClassicalSession:
 
     def map_points(self) -> Points | None:
         """See `GrowsMap`: the map in use."""
-        return None if self._now is None else self._points(self._now)
+        pictures = self._pictures  # first: those of keyframes that go are let go later
+        now = self._now
+        return None if now is None else points_of(now, pictures)
 
     def close(self) -> None:
         """End the mapper's thread."""
@@ -298,10 +304,10 @@ class ClassicalSession:
         """Gives a picture for a map to begin with to the mapper, if it has the time."""
         if self._mapper.busy or len(self._ready) >= self.settings.maps:
             return
-        opening, lens, known = self._opening, self._lens, self._given_lens or self._lens_known
+        opening, lens, known = self._opening, self._lens, self.known_lens or self._lens_known
         self._tidy()
         name, (picture, shrink) = f"{self._seen:06d}.png", reduced_picture(image, self.settings.largest)
-        self._pictures[name] = (picture.clone(), shrink)
+        self._pictures[name] = picture.clone()
         wish = _Wish(name, grey_of(picture), np.eye(4), np.diag([shrink, shrink, 1.0]) @ K.double().numpy())
 
         def build() -> _News | None:
@@ -310,7 +316,7 @@ class ClassicalSession:
                 return None
             if lens is not None:
                 station = with_lens(station, lens.focal, lens.k1)
-            opened = opening.add(station, known_lens=self._given_lens or lens is not None)
+            opened = opening.add(station, known_lens=self.known_lens or lens is not None)
             if opened is None:
                 return None
             growing = GrowingMap(*opened, known_lens=known, settings=self.settings.grow, lens=lens)
@@ -347,7 +353,7 @@ class ClassicalSession:
         size = (int(wish.grey.shape[0]), int(wish.grey.shape[1]))
         picture = encode_grey(wish.grey, self.settings.patch_side)
         features = self._finder(wish.grey)
-        seen = None if self._given_lens else Seen(features.xy, picture)
+        seen = None if self.known_lens else Seen(features.xy, picture)
         return Station(wish.name, wish.world_from_cam, wish.K, size, features, picture, seen)
 
     def _elsewhere(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"]) -> Located | None:
@@ -403,7 +409,7 @@ class ClassicalSession:
         name, lens = f"{self._seen:06d}.png", np.diag([shrink, shrink, 1.0]) @ K.double().numpy()
         wish = _Wish(name, grey_of(kept), found.world_from_cam.numpy().copy(), lens)
         if not check:
-            self._pictures[name] = (kept.clone(), shrink)
+            self._pictures[name] = kept.clone()
             self.added = True
 
         def build() -> _News | None:
@@ -469,7 +475,7 @@ class ClassicalSession:
 
     def _take_lens(self, grown: Grown) -> None:
         """What a map has found of the lens, for those that are begun from now on."""
-        if self._given_lens or self._lens_known or not grown.holds:
+        if self.known_lens or self._lens_known or not grown.holds:
             return
         if self._lens is None:  # those that wait were bent otherwise
             self._opening = self._fresh_opening()
@@ -480,19 +486,6 @@ class ClassicalSession:
         used = {name for growing in self._maps.values() for name in growing.map.names} | set(self._opening.names)
         used |= {station.name for station in self._rest}
         self._pictures = {name: each for name, each in self._pictures.items() if name in used}
-
-    def _points(self, grown: Grown) -> Points:
-        """The map's points in the colours of the first pictures that see them."""
-        made, k1 = grown.made, grown.lens.k1
-        colors = np.zeros((len(made), 3), np.uint8)
-        for view in reversed(range(len(made.names))):
-            picture = self._pictures[made.names[view]][0].numpy()
-            rows = np.flatnonzero(made.obs_view == view)
-            xy = bent(made.obs_xy[rows].astype(np.float64), made.K[view], k1) if k1 else made.obs_xy[rows]
-            x, y = np.floor(xy).astype(int).T
-            inside = picture[y.clip(0, picture.shape[0] - 1), x.clip(0, picture.shape[1] - 1)]
-            colors[made.obs_point[rows]] = inside
-        return Points(torch.from_numpy(made.positions).float(), torch.from_numpy(colors))
 
 
 _UNIT = "the median depth of what its first picture saw"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from scenetx.live import patches as patch
-from scenetx.live.classical_map import ClassicalMap
+from scenetx.live.classical_map import ClassicalMap, decode_grey
 from scenetx.live.solve import ransac
 
 
@@ -71,15 +72,21 @@ class _Expected:
     sigma: Float[np.ndarray, "n"]  # the feature's size in the frame
 
 
+@functools.lru_cache(maxsize=96)
+def _levels_of(picture: bytes) -> patch.Levels:
+    """A map that grows is followed anew with each picture that joins it; most of its pictures stay."""
+    return patch.levels_of(decode_grey(picture))
+
+
 class Follower:
     """Knows which points the map's pictures see, and measures a frame against them."""
 
     def __init__(self, made: ClassicalMap, settings: FollowSettings | None = None) -> None:
         self.settings = settings or FollowSettings()
         self._map = made
-        greys = [made.grey(view) for view in range(len(made.names))]
-        self._shelf = patch.Shelf.of(greys)
-        small = np.array([grey.shape for grey in greys], np.float64)
+        levels = [_levels_of(picture) for picture in made.pictures]
+        self._shelf = patch.Shelf.of(levels)
+        small = np.array([each[0].shape for each in levels], np.float64)
         scale = small / made.sizes  # of height, width
         self._K = made.K * np.concatenate([scale[:, ::-1], np.ones((len(scale), 1))], axis=1)[:, :, None]
         self._xy = made.obs_xy * scale[made.obs_view][:, ::-1]

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from scenetx.core import Cameras, Original, Points, Scene, View
 from scenetx.live.anchors import Heir
 from scenetx.live.classical import ClassicalLocator, ClassicalSettings
 from scenetx.live.classical_map import ClassicalMap
 from scenetx.live.grow import FoundLens, GrowingMap
-from scenetx.live.radial import straighten
+from scenetx.live.radial import bent, straighten
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,34 @@ def grown_of(growing: GrowingMap, settings: ClassicalSettings, zooms: int) -> Gr
         made=growing.map,
         heirs=dict(growing.heirs),
     )
+
+
+Pictures = Mapping[str, UInt8[Tensor, "h w 3"]]
+"""Of a map's keyframes, by name, as the lens showed them."""
+
+
+def scene_of(grown: Grown, pictures: Pictures) -> Scene:
+    """The keyframes, straightened, as a scene of posed pictures with the map's points."""
+    made, k1 = grown.made, grown.lens.k1
+    views = []
+    for name, pose, K in zip(made.names, made.world_from_cam, made.K, strict=True):
+        height, width = int(pictures[name].shape[0]), int(pictures[name].shape[1])
+        camera = Cameras(torch.from_numpy(pose)[None], torch.from_numpy(K)[None], height, width)
+        original = Original(name, height, width, torch.from_numpy(K), (k1, 0.0, 0.0, 0.0) if k1 else ())
+        views.append(View(name, grown.straight(pictures[name]), original, camera))
+    points = points_of(grown, pictures)
+    return Scene(tuple(views), source="tracked without a map", points=points, posed_by="model")
+
+
+def points_of(grown: Grown, pictures: Pictures) -> Points:
+    """The map's points in the colours of the first pictures that see them."""
+    made, k1 = grown.made, grown.lens.k1
+    colors = np.zeros((len(made), 3), np.uint8)
+    for view in reversed(range(len(made.names))):
+        picture = pictures[made.names[view]].numpy()
+        rows = np.flatnonzero(made.obs_view == view)
+        xy = bent(made.obs_xy[rows].astype(np.float64), made.K[view], k1) if k1 else made.obs_xy[rows]
+        x, y = np.floor(xy).astype(int).T
+        inside = picture[y.clip(0, picture.shape[0] - 1), x.clip(0, picture.shape[1] - 1)]
+        colors[made.obs_point[rows]] = inside
+    return Points(torch.from_numpy(made.positions).float(), torch.from_numpy(colors))

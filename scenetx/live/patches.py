@@ -8,6 +8,7 @@ pyramid is ``2**l`` times smaller. Patches carry a border of one pixel for their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ LEVELS = 4
 _FLAT = 4.0  # variance (grey values squared) under which a patch has no texture
 
 
+Levels = tuple[UInt8[np.ndarray, "_ _"], ...]
+"""Of one picture, each half as large as the one before."""
+
+
 @dataclass(frozen=True)
 class Shelf:
     """Pyramids of many pictures in one piece of memory: picture ``k``'s level ``l`` is row ``k * LEVELS + l``."""
@@ -29,13 +34,18 @@ class Shelf:
     size: Int[np.ndarray, "r 2"]  # height, width
 
     @staticmethod
-    def of(greys: list[UInt8[np.ndarray, "_ _"]]) -> Shelf:
-        """Of the pictures' `LEVELS` levels."""
-        levels = [level for grey in greys for level in pyramid(grey)]
-        flat = [np.round(level).astype(np.uint8).ravel() for level in levels]
+    def of(pictures: Sequence[Levels]) -> Shelf:
+        """Of the pictures' `LEVELS` levels (`levels_of`)."""
+        levels = [level for picture in pictures for level in picture]
+        flat = [level.ravel() for level in levels]
         start = np.cumsum([0, *(len(part) for part in flat)])[:-1]
         size = np.array([level.shape for level in levels], np.int64)
         return Shelf(np.concatenate(flat), start.astype(np.int64), size)
+
+
+def levels_of(grey: UInt8[np.ndarray, "h w"]) -> Levels:
+    """The `pyramid`, rounded."""
+    return tuple(np.round(level).astype(np.uint8) for level in pyramid(grey))
 
 
 def pyramid(grey: UInt8[np.ndarray, "h w"]) -> list[Float[np.ndarray, "_ _"]]:

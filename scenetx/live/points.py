@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 
 from scenetx.live.classical_map import ClassicalMap, Lens
 from scenetx.live.features import Features, match, unit
+from scenetx.live.normal_equations import triangulated
 from scenetx.live.tracks import tracks
+from scenetx.splat.cpu_jit import kernel
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,29 @@ def link(a: Station, b: Station, settings: PointSettings) -> Int[np.ndarray, "2 
     t = b_from_a[:3, 3]
     cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
     F = np.linalg.inv(b.K).T @ cross @ b_from_a[:3, :3] @ np.linalg.inv(a.K)
-    xa = np.concatenate([fa.xy, np.ones((len(fa), 1))], axis=1)
-    xb = np.concatenate([fb.xy, np.ones((len(fb), 1))], axis=1)
-    off = np.maximum(_from_lines(xa @ F.T, xb), _from_lines(xb @ F, xa).T)
+    xa, xb = (np.concatenate([each.xy, np.ones((len(each), 1))], axis=1) for each in (fa, fb))
+    lines = xa @ F.T
+    length_b, length_a = np.linalg.norm(lines[:, :2], axis=1), np.linalg.norm((xb @ F)[:, :2], axis=1)
     limit = settings.epipolar * max(*a.size, *b.size) / 960
-    likeness = unit(fa.descriptors) @ unit(fb.descriptors).T
+    likeness = np.zeros((len(fa), len(fb)), np.float32)
     # Twice the limit keeps the rival that Lowe's test needs; a match then has to be within the limit.
-    likeness[off > 2 * limit] = 0
+    _compare(lines, length_b, length_a, xb, unit(fa.descriptors), unit(fb.descriptors), 2 * limit, likeness)
     i, j, _ = match(likeness, ratio=settings.ratio)
-    good = off[i, j] <= limit
-    return np.stack([i[good], j[good]]).astype(np.int64)
+    off = np.abs((lines[i] * xb[j]).sum(1)) / np.maximum(np.minimum(length_b[i], length_a[j]), 1e-12)
+    return np.stack([i[off <= limit], j[off <= limit]]).astype(np.int64)
 
 
-def _from_lines(lines: Float[np.ndarray, "n 3"], points: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n m"]:
-    """Distance of every (homogeneous) point from every line, pixels; float32, for this is where the time goes."""
-    length = np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)
-    return np.abs((lines / length).astype(np.float32) @ points.astype(np.float32).T)
+@kernel(fast=frozenset({"contract", "nsz", "reassoc"}), nogil=True)
+def _compare(lines, length_b, length_a, xb, looks_a, looks_b, limit, likeness):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Likeness of the features that are no farther than ``limit`` from each other's epipolar lines; of others, zero."""
+    for i in range(len(lines)):
+        for j in range(len(xb)):
+            off = abs(lines[i, 0] * xb[j, 0] + lines[i, 1] * xb[j, 1] + lines[i, 2])
+            if off <= limit * min(length_b[i], length_a[j]):
+                total = np.float32(0)
+                for k in range(looks_a.shape[1]):
+                    total += looks_a[i, k] * looks_b[j, k]
+                likeness[i, j] = total
 
 
 def map_of(
@@ -156,7 +165,7 @@ def _placed(
 
 def _dense(track: Int[np.ndarray, "r"], view: Int[np.ndarray, "r"]) -> tuple[np.ndarray, np.ndarray]:
     """Which rows to keep (tracks of two pictures and more, each once) and their point numbers without gaps."""
-    _, first = np.unique(np.stack([track, view]), axis=1, return_index=True)
+    _, first = np.unique(track * (int(view.max(initial=0)) + 1) + view, return_index=True)
     kept = np.sort(first)
     count = np.bincount(track[kept])
     kept = kept[count[track[kept]] >= 2]
@@ -167,40 +176,9 @@ def _dense(track: Int[np.ndarray, "r"], view: Int[np.ndarray, "r"]) -> tuple[np.
 def _triangulate(
     xy: np.ndarray, point: np.ndarray, view: np.ndarray, cam_from_world: np.ndarray, K: np.ndarray
 ) -> Float[np.ndarray, "p 3"]:
-    """Points nearest to their rays (linear), then three Gauss-Newton steps on the robust reprojection error."""
-    count = int(point.max()) + 1 if len(point) else 0
     rays = np.einsum("rij,rj->ri", np.linalg.inv(K)[view], np.concatenate([xy, np.ones((len(xy), 1))], axis=1))
-    R, t = cam_from_world[view, :3, :3], cam_from_world[view, :3, 3]
-    direction = np.einsum("rji,rj->ri", R, rays / np.linalg.norm(rays, axis=1, keepdims=True))
-    center = -np.einsum("rji,rj->ri", R, t)
-    flat = np.eye(3) - direction[:, :, None] * direction[:, None]
-    X = _solve(flat, np.einsum("rij,rj->ri", flat, center), point, count)
-    for _ in range(3):
-        cam = np.einsum("rij,rj->ri", R, X[point]) + t
-        z = np.where(np.abs(cam[:, 2]) > 1e-9, cam[:, 2], 1e-9)
-        fx, fy = K[view, 0, 0], K[view, 1, 1]
-        residual = np.stack([fx * cam[:, 0] / z + K[view, 0, 2], fy * cam[:, 1] / z + K[view, 1, 2]], 1) - xy
-        zero = np.zeros_like(z)
-        by_cam = np.stack(
-            [np.stack([fx / z, zero, -fx * cam[:, 0] / z**2], 1), np.stack([zero, fy / z, -fy * cam[:, 1] / z**2], 1)],
-            axis=1,
-        )
-        J = by_cam @ R
-        weight = 1 / np.maximum(1, np.linalg.norm(residual, axis=1) / 2)
-        normal = np.einsum("rki,rkj,r->rij", J, J, weight)
-        X = X - _solve(normal, np.einsum("rki,rk,r->ri", J, residual, weight), point, count)
-    return X
-
-
-def _solve(normal: np.ndarray, right: np.ndarray, point: np.ndarray, count: int) -> Float[np.ndarray, "p 3"]:
-    """The sums of 3 x 3 systems over each point's rows, solved."""
-    A, b = np.zeros((count, 3, 3)), np.zeros((count, 3))
-    for i in range(3):
-        b[:, i] = np.bincount(point, right[:, i], count)
-        for j in range(3):
-            A[:, i, j] = np.bincount(point, normal[:, i, j], count)
-    A += 1e-9 * (np.trace(A, axis1=1, axis2=2)[:, None, None] + 1e-12) * np.eye(3)
-    return np.linalg.solve(A, b[..., None])[..., 0]
+    lens = np.ascontiguousarray(K[:, [0, 1, 0, 1], [0, 1, 2, 2]])
+    return triangulated(rays, xy, point, view, cam_from_world, lens, int(point.max()) + 1 if len(point) else 0)
 
 
 def _residuals(

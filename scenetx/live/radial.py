@@ -7,19 +7,17 @@ the picture keeps its size.
 from __future__ import annotations
 
 import functools
-import io
 from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
-from scenetx.live.classical_map import Lens, encode_grey
+from scenetx.live.classical_map import Lens, decode_grey, encode_grey
 from scenetx.live.intrinsics import Straighten
 from scenetx.live.points import Station
 
-_STEP = 0.25
+_STEP = 0.5
 """Pixels in a picture's corner that a lens has to move for the picture to be straightened anew."""
 
 
@@ -81,8 +79,7 @@ def _rounded(station: Station, bend: float) -> tuple[float, float, float]:
 def _straight_picture(picture: bytes, x: float, y: float, k1: float) -> bytes:
     if k1 == 0:
         return picture
-    with Image.open(io.BytesIO(picture), formats=("JPEG",)) as image:
-        grey = np.array(image.convert("L"))
+    grey = decode_grey(picture).copy()
     height, width = grey.shape
     f = max(height, width)
     K = np.array([[f, 0.0, x * width], [0.0, f, y * height], [0.0, 0.0, 1.0]])

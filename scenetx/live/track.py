@@ -14,7 +14,7 @@ from torch import Tensor
 from scenetx.core.rigid import invert_rigid, rigid, rotation_angle, rotation_from_rotvec
 from scenetx.live.capture import BLACK, FROZEN
 from scenetx.live.intrinsics import Intrinsics
-from scenetx.live.update import Frame, Located, Locator, ManyMaps, Status, Update
+from scenetx.live.update import Frame, Located, Locator, ManyMaps, Prepares, Status, Update
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,9 @@ class Tracker:
         failing = self.status == "lost" or self._missing >= 2
         located = self.locator.locate(image, K, None if failing and self._missing % 2 == 0 else guess)
         if located is None:
+            preparing = self.locator.preparing if isinstance(self.locator, Prepares) else ""
+            if preparing:
+                return None, preparing
             beside = isinstance(self.locator, ManyMaps) and self.locator.opening and bool(self._maps)
             return None, "not found in the map; another one is being begun" if beside else "not found in the map"
         if located.confidence < self.settings.weak:

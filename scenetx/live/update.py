@@ -111,6 +111,16 @@ class TellsLens(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """A `Locator` that answers nothing while it catches up with the frames it was given."""
+
+    @property
+    def preparing(self) -> str:
+        """What it is at, for people; empty when it is not."""
+        ...
+
+
+@runtime_checkable
 class GrowsMap(Protocol):
     """A `Locator` whose map is made on the way."""
 

@@ -14,6 +14,7 @@ import numpy as np
 from scenetx.core import InputError, Sim3
 from scenetx.live.anchors import FINAL, write_final
 from scenetx.live.capture import Capture, CaptureSettings
+from scenetx.live.catch_up import CatchUp
 from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens, Intrinsics
 from scenetx.live.known_scale import KnownScale, in_known_scale
@@ -116,15 +117,18 @@ def track(
     """
     tell = say or log.info
     opened = _opened(scene, method, model, lens, tell)
-    tracker = Tracker(opened.locator, Intrinsics(lens, opened.lenses), settings)
-    with Capture(source, capture or CaptureSettings(fps=fps), tell) as frames:
-        if isinstance(opened.locator, ClassicalSession):
-            opened.locator.patient = not frames.live  # files wait for the map
-        try:
-            yield from track_frames(frames if masks is None else object_frames(frames, masks), tracker)
-        finally:
-            if not isinstance(scene, OpenMap | Locator):
-                _close(opened.locator)
+    with ExitStack() as stack:
+        frames = stack.enter_context(Capture(source, capture or CaptureSettings(fps=fps), tell))
+        locator = opened.locator
+        if not isinstance(scene, OpenMap | Locator):
+            stack.callback(_close, locator)
+        if isinstance(locator, ClassicalSession):
+            locator.patient = not frames.live  # files wait for the map, cameras are caught up with
+            if frames.live:
+                locator = CatchUp(locator)
+                stack.callback(locator.close)
+        tracker = Tracker(locator, Intrinsics(lens, opened.lenses), settings)
+        yield from track_frames(frames if masks is None else object_frames(frames, masks), tracker)
 
 
 def run_track(
@@ -168,6 +172,7 @@ def run_track(
                 if update.status != status:
                     tell(_state_line(update))
                     status = update.status
+        updates.close()  # type: ignore[attr-defined]  # what still waits to be caught up with is left
         if tally.frames:
             _keep_map(plan, opened.locator, tell)
     if tally.frames and plan.output is not None and plan.map is None:
