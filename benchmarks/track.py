@@ -19,9 +19,7 @@ to the better 60 %, refitted five times: wrong frames would bend a fit to all to
 focal length that the last pose was found with, ``focal_true`` the reference's, in pixels of the frames as placed
 (straightened, where a lens is known). ``finished`` is of the trajectory that is written at the end, as the keyframes
 then stand (`scenetx.live.anchors`). ``--bend K1`` and ``--crop PERCENT`` make other lenses of a sequence's: its frames
-bent by a radial term, its middle cut out.
-
-Results are added to benchmarks/track.json.
+bent by a radial term, its middle cut out; ``--fps`` another rate. Results are added to benchmarks/track.json.
 """
 
 from __future__ import annotations
@@ -293,7 +291,8 @@ def soak_frames(text: str, fps: float) -> int:
 
 def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One sequence."""
-    data, plan, keep = arguments.data, SEQUENCES[name], arguments.keep
+    data, keep = arguments.data, arguments.keep
+    plan = replace(SEQUENCES[name], fps=arguments.fps or SEQUENCES[name].fps)
     frames = read_frames(data / name, plan)
     listed = read_cameras_json(data / name).pictures
     truth = {item.name: item.world_from_cam.double() for item in listed if item.world_from_cam is not None}
@@ -474,6 +473,7 @@ def main() -> None:
     parser.add_argument("--soak", default="", help="loop so many frames (20000), or minutes of them (60min)")
     parser.add_argument("--bootstrap", action="store_true", help="no map: it is made on the way (exact lens given)")
     parser.add_argument("--unknown-lens", action="store_true", help="with --bootstrap: K is found on the way too")
+    parser.add_argument("--fps", type=float, help="frames a second of the real-time pass")
     parser.add_argument("--bend", type=float, default=0.0, help="with --bootstrap: bend the frames by this k1")
     parser.add_argument("--crop", type=float, default=100.0, help="with --bootstrap: percent of the frames' middle")
     parser.add_argument("--output", type=Path, default=HERE / "track.json")
@@ -485,6 +485,7 @@ def main() -> None:
             way = "bootstrap unknown lens" if arguments.unknown_lens else "bootstrap"
             way += f" bent {arguments.bend:g}" if arguments.bend else ""
             way += f" middle {arguments.crop:g} %" if arguments.crop < 100 else ""
+            way += f" at {arguments.fps:g}" if arguments.fps else ""
         key = f"{name} {way}"
         try:
             result = procedural(arguments) if name == "procedural" else run(name, arguments)

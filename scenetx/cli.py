@@ -296,17 +296,22 @@ def _track(verb: Track, console: Console) -> None:
     from scenetx.live.capture import CaptureSettings
     from scenetx.live.intrinsics import GivenLens
     from scenetx.live.known_scale import KnownScale
+    from scenetx.pipeline.locators import scene_lenses
     from scenetx.pipeline.track import TrackPlan, run_track
 
-    if verb.fov is not None and verb.K is not None:
-        raise InputError("track", "--fov and --K both describe the lens", "give one of the two")
+    given = [f"--{name}" for name in ("fov", "K", "lens") if getattr(verb, name) is not None]
+    if len(given) > 1:
+        raise InputError("track", f"{' and '.join(given)} all describe the lens", "give one of them")
+    cameras = () if verb.lens is None else scene_lenses(verb.lens)
+    if verb.lens is not None and not cameras:
+        raise InputError(str(verb.lens), "tells no lens", "take a scene whose pictures' cameras are known")
     plan = TrackPlan(
         source=verb.source,
         map=verb.map,
         method=verb.method,
         model=verb.model,
         capture=CaptureSettings(fps=verb.fps),
-        lens=GivenLens(fov=verb.fov, K=verb.K),
+        lens=GivenLens(fov=verb.fov, K=verb.K, cameras=cameras),
         output=verb.output,
         record=verb.record,
         view=verb.view,

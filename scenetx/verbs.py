@@ -195,6 +195,8 @@ class Track:
     """Horizontal field of view in degrees, where the camera is not the map's."""
     K: tuple[float, float, float, float] | None = None
     """fx fy cx cy in pixels, likewise."""
+    lens: Path | None = None
+    """An earlier scene of the same camera (of reconstruct, or OUTPUT/map-scene of track): its lens is taken."""
     box: tuple[float, float, float, float] | None = None
     """Track an object instead of the room: its box x0 y0 x1 y1 in the first frame; the map is then of the object."""
     mask: Path | None = None

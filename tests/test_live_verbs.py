@@ -17,6 +17,7 @@ from scenetx.core import InputError, Scene, Sim3
 from scenetx.io.images import write_picture
 from scenetx.live.classical import ClassicalLocator
 from scenetx.live.classical_map import FILE, FOLDER, load_map
+from scenetx.live.intrinsics import GivenLens, Intrinsics
 from scenetx.live.known_scale import KnownScale, in_known_scale
 from scenetx.live.outputs import LINES, TUM, VIDEO, read_tum
 from scenetx.live.update import Update
@@ -73,6 +74,33 @@ def test_lenses_are_read_without_pictures(folder):
     assert lens.height == HEIGHT
     assert lens.width == WIDTH
     assert tuple(K.flatten().tolist()) == lens.K
+
+
+def test_a_lens_is_taken_from_an_earlier_scene(folder, others, tmp_path, capsys):
+    (lens,) = scene_lenses(folder)
+    asked = Intrinsics(GivenLens(cameras=(lens,)))
+    _, found = asked.straight(torch.zeros(2 * HEIGHT, 2 * WIDTH, 3, dtype=torch.uint8), Nowhere())
+    assert torch.allclose(found[:2], 2 * K[:2])
+    with pytest.raises(InputError, match="these are 50x40"):
+        asked.straight(torch.zeros(40, 50, 3, dtype=torch.uint8), Nowhere())
+    words = ["track", "--source", str(others), "--no-view", "--lens", str(folder)]
+    main([*words, "-o", str(tmp_path)])
+    told = json.loads((tmp_path / LINES).read_text().splitlines()[0])
+    assert told["K"] == [float(value) for value in K.flatten()]
+    for wrong, message in (([*words, "--fov", "60"], "--fov and --lens"), ([*words[:-1], str(others)], "scene.json")):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+class Nowhere:
+    """A map that places nothing."""
+
+    name = "nowhere"
+
+    def locate(self, image, K, guess):
+        return None
 
 
 def test_single_pictures_are_placed(folder, others, tmp_path):

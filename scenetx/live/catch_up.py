@@ -31,10 +31,16 @@ class CatchUpSettings:
     """When frames wait, and how many."""
 
     waiting: int = 48
-    """At most; of more, every second one goes."""
+    """At most; of more, every second one goes;"""
+    waiting_bytes: int = 128_000_000
+    """and of fewer, if they are large."""
     missed: int = 4
     """Frames in a row that the map does not place before those that wait are gone through; and, of these, before all
     but the newest are given up."""
+    dense: int = 12
+    """So many frames that wait make keyframes twice as far apart as usual,"""
+    sparing: float = 3.0
+    """but never farther than so many times."""
     again: int = 6
     """Frames that are caught up with before the newest is tried again; a new keyframe is reason enough."""
     sure: float = 0.4
@@ -156,7 +162,8 @@ class CatchUp:
     def _wait(self, waiting: _Waiting) -> None:
         """The newest stays the last: of too many, every second of the others goes."""
         self._queue.append(waiting)
-        if len(self._queue) > self.settings.waiting:
+        fitting = self.settings.waiting_bytes // max(waiting.frame.image.nbytes, 1)
+        if len(self._queue) > max(min(self.settings.waiting, fitting), 2):
             self._queue = self._queue[1::2] if len(self._queue) % 2 == 0 else self._queue[::2]
 
     def _fall_behind(self) -> None:
@@ -179,7 +186,7 @@ class CatchUp:
             with self._change:
                 self._queue.clear()
                 self._trouble = trouble  # it belongs to the thread that asks
-                self.session.patient = False
+                self.session.patient, self.session.sparing = False, 1.0
                 self._worker = None
 
     def _next(self) -> bool:
@@ -196,6 +203,7 @@ class CatchUp:
             if not self.session.keyframes or self._failed >= settings.missed:
                 del self._queue[:-1]
             waiting = self._queue.pop(0)
+            self.session.sparing = min(1 + len(self._queue) / settings.dense, settings.sparing)
         if self._tracker is None:
             self._tracker = Tracker(self.session, self._intrinsics(waiting.K))
         update = self._tracker.step(waiting.frame)

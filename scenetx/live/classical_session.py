@@ -114,6 +114,8 @@ class ClassicalSession:
         patient: wait for each new map, as files allow: the poses then do not depend on the machine."""
         self.settings = settings or ClassicalSessionSettings()
         self.patient = patient
+        self.sparing = 1.0
+        """Keyframes are so many times farther apart than the settings say, as long as enough of them is seen."""
         self.added = False
         self.known_lens = known_lens
         self._finder = FeatureFinder(self.settings.features)  # the mapper's
@@ -400,7 +402,7 @@ class ClassicalSession:
         away, turned = shift_and_turn(pose, self._now.made.world_from_cam)
         steps = np.maximum(away / (settings.shift * self._now.depth), turned / settings.angle)
         near = float(steps.min())
-        return near > 1 or (near > 0.25 and patches < settings.fading * self._best)
+        return near > self.sparing or (near > 0.25 and patches < settings.fading * self._best)
 
     def _join(self, image: UInt8[Tensor, "h w 3"], K: Float[Tensor, "3 3"], found: Located, *, check: bool) -> None:
         """Has a frame taken into the map; ``check``: only asks whether the map bears its pose out."""

@@ -25,11 +25,18 @@ TRIES = 15  # frames on which an unknown camera is looked for, before the defaul
 
 @dataclass(frozen=True)
 class GivenLens:
-    """What a user says of the camera: a horizontal field of view in degrees, or K of the pictures' pixels."""
+    """What a user says of the camera: a horizontal field of view in degrees, K of the pictures' pixels, or the cameras
+    of an earlier scene, of which that for pictures of the same shape is taken."""
 
     fov: float | int | None = None
     K: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy
     distortion: tuple[float, ...] = ()
+    cameras: tuple[Lens, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is said."""
+        return self.fov is not None or self.K is not None or bool(self.cameras)
 
     def __post_init__(self) -> None:
         if self.fov is not None and not 5 <= self.fov <= 150:
@@ -146,8 +153,10 @@ class Intrinsics:
     def _from_given(self, height: int, width: int) -> Lens | None:
         """The user's lens. It is of the first picture; later ones of another size are the same turned or scaled."""
         given = self._given
-        if given.K is None and given.fov is None:
+        if not given.known:
             return None
+        if given.cameras:
+            return _of_cameras(given.cameras, height, width)
         if self._given_lens is None:
             fx, fy, cx, cy = given.K or (0.0, 0.0, width / 2, height / 2)
             if given.fov is not None and given.K is None:
@@ -158,9 +167,23 @@ class Intrinsics:
 
     def of_map(self, height: int, width: int) -> Lens | None:
         """The map's camera for pictures of this size: of the same shape, scaled or turned. None = none is."""
-        same = [known for known in self._known if (known.height, known.width) == (height, width)]
-        fitting = (_for_size(known, height, width) for known in (*same, *self._known))
-        return next((lens for lens in fitting if lens is not None), None)
+        return _of_shape(self._known, height, width)
+
+
+def _of_cameras(cameras: Sequence[Lens], height: int, width: int) -> Lens:
+    lens = _of_shape(cameras, height, width)
+    if lens is None:
+        theirs = ", ".join(f"{each.width}x{each.height}" for each in cameras)
+        what = f"its cameras took pictures of {theirs}; these are {width}x{height}"
+        raise InputError("the lens of an earlier scene", what, "take a scene of the same camera, or give --fov")
+    return lens
+
+
+def _of_shape(cameras: Sequence[Lens], height: int, width: int) -> Lens | None:
+    """The one for pictures of this size, or of the same shape scaled or turned."""
+    same = [known for known in cameras if (known.height, known.width) == (height, width)]
+    fitting = (_for_size(known, height, width) for known in (*same, *cameras))
+    return next((lens for lens in fitting if lens is not None), None)
 
 
 def _for_size(lens: Lens, height: int, width: int) -> Lens | None:

@@ -1,7 +1,7 @@
 """The normal equations of a bundle adjustment, points eliminated, and of points alone (numba).
 
 Written out, for these few small matrices a point are what the making of a map waits for; while they run, other Python
-threads do too. `tests/adjust_oracle.py` says the same in numpy.
+threads do too. `tests/test_live_equations.py` says the same with all unknowns in one dense system.
 """
 
 from __future__ import annotations

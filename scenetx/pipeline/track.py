@@ -189,7 +189,7 @@ def _opened(
         return open_map(where, method, model=model, say=say)
     if where is not None:
         return OpenMap(where, ())
-    known = lens is not None and (lens.K is not None or lens.fov is not None)
+    known = lens is not None and lens.known
     return OpenMap(open_without_map(method, model, known_lens=known, say=say), ())
 
 
