@@ -19,8 +19,7 @@ to the better 60 %, refitted five times: wrong frames would bend a fit to all to
 focal length that the last pose was found with, ``focal_true`` the reference's, in pixels of the frames as placed
 (straightened, where a lens is known). ``finished`` is of the trajectory that is written at the end, as the keyframes
 then stand (`scenetx.live.anchors`). ``--bend K1`` and ``--crop PERCENT`` make other lenses of a sequence's: its frames
-bent by a radial term, its middle cut out; ``--fps`` another rate. Results are added to benchmarks/track.json.
-"""
+bent by a radial term, its middle cut out; ``--fps`` another rate. Results are added to benchmarks/track.json."""
 
 from __future__ import annotations
 
