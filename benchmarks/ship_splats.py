@@ -1,8 +1,8 @@
 """What `ship.py` scores of a model of splats: pictures of views it was not shown, beside other ways to the same splats.
 
 Of six pictures of a scene the second and the fifth are asked for, the others shown, all at the size the model learned
-at, with their cameras and sparse points. Every way is `scenetx reconstruct --splats instant`; only who says the depth
-differs.
+at, with their cameras and sparse points. Every way is `scenetx reconstruct --splats instant`: the model's own splats, or
+depth lifted by rules, whose colours are set right as often.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scenetx.geometry.lift import LiftSettings, depth_scale, normalize_cameras
 from scenetx.models.geometry_model import GeometryModel
 from scenetx.models.open_geometry import find_geometry
 from scenetx.pipeline.instant import InstantSettings, instant_splats
+from scenetx.pipeline.lifting import LiftedSettings
 from scenetx.pipeline.stereo import StereoSettings
 from scenetx.train.evaluate import picture_scores
 
@@ -33,8 +34,8 @@ VIEWS = 6
 COUNTED = 25  # pictures a sequence is thinned to before views are taken from its middle
 EXPLAINED = (
     "PSNR of two views from the four around them, with given cameras and sparse points, at the size it learned at;",
-    "procedural scenes are held out. Beside it the same made of mini-geometry's depth (at the scale of the points), of",
-    "plane-sweep stereo's and of the truth. The nearest view and one plane know no geometry: where the model is no",
+    "procedural scenes are held out. Beside it what rules lift of mini-geometry's depth (at the scale of the points), of",
+    "plane-sweep stereo's and of the true depth. The nearest view and one plane know no geometry: where the model is no",
     "better than they are it should not be used.",
 )
 
@@ -96,7 +97,9 @@ def scene_scores(scene: Scene, file: Path, side: int) -> dict[str, float]:
     fit = replace(settings_for("draft"), width=side)
     out = {}
     for name, seen in ways(scene).items():
-        settings = InstantSettings(model=str(file) if name == "psnr" else "", stereo=StereoSettings(side=side))
+        stereo = StereoSettings(side=side)
+        rules = LiftedSettings(rounds=stereo.rounds)
+        settings = InstantSettings(model=str(file) if name == "psnr" else "", lifted=rules, stereo=stereo)
         gaussians = instant_splats(seen, settings, fit, LiftSettings(), [], lambda *_: None)
         out[name] = evaluate_views(scene, gaussians).mean_psnr
     views = scene.registered

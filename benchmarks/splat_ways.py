@@ -68,7 +68,7 @@ def scenes_of(options: argparse.Namespace, folder: Path) -> Iterator[Path]:
     yield from options.scenes
     held = range(options.every // 2, options.views, options.every)
     for number in range(options.procedural + (options.procedural > 0)):
-        seed = SEEDS - 1 if number == 0 else SEEDS + number - 1
+        seed = options.seed + number - 1
         yield procedural_scene(seed, options.views, options.side, held).save(folder / f"procedural-{seed}")
 
 
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["instant", "refined", "fitted"])
     parser.add_argument("--depth", nargs="+", default=["sweep"], help="sweep, or a model of splats: its name or file")
     parser.add_argument("--procedural", type=int, default=0, help="so many procedural scenes too")
+    parser.add_argument("--seed", type=int, default=SEEDS, help="of the first procedural scene")
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--every", type=int, default=4)
@@ -100,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for scene in scenes_of(options, Path(folder)):
             found = compared(scene, options)
-            if scene.name != f"procedural-{SEEDS - 1}":
+            if scene.name != f"procedural-{options.seed - 1}":
                 rows += found
             for row in found:
                 psnr = "not measured" if row["psnr"] is None else f"{row['psnr']:.2f} dB"

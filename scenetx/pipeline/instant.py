@@ -39,7 +39,7 @@ class InstantSettings:
     model: str = ""
     """A model that answers with splats instead of lifted depth: mini-splat (ours), a file of such a model, or one whose
     weights were fetched (mvp)."""
-    steps: float = 0.1
+    steps: float = 0.08
     """Of the fit's steps, those that refining takes."""
     sweep: SweepSettings = field(default_factory=SweepSettings)
     lifted: LiftedSettings = field(default_factory=LiftedSettings)
@@ -85,7 +85,8 @@ def _by_stereo(scene: Scene, file: Path, settings: InstantSettings, fit: FitSett
     """Splats of a model that compares the training pictures, their colours then set right against them."""
     model = open_stereo(file, settings.stereo)
     gaussians = stereo_splats(scene.training, scene.points, model, fit.max_splats, settings.stereo)
-    gaussians = painted(gaussians, scene.training, settings.lifted, width=fit.width, backend=fit.backend)
+    rules = replace(settings.lifted, rounds=settings.stereo.rounds)
+    gaussians = painted(gaussians, scene.training, rules, width=fit.width, backend=fit.backend)
     notes.append(f"{len(gaussians):,} splats from {file.stem} in one pass, not fitted")
     return gaussians
 
@@ -114,12 +115,14 @@ def _by_model(scene: Scene, settings: InstantSettings, fit: FitSettings, notes: 
     return gaussians
 
 
-def shortened(fit: FitSettings, settings: InstantSettings) -> FitSettings:
-    """The fit that refines splats of one pass: few steps and short walks, but twice the rates of what has no place."""
+def shortened(fit: FitSettings, settings: InstantSettings, count: int = 0) -> FitSettings:
+    """The fit that refines ``count`` splats of one pass: few steps and short walks, but twice the rates of what has no
+    place. Only where they are few do they grow in number: a pass over pixels leaves more than enough."""
     steps = max(100, round(settings.steps * fit.steps))
     return replace(
         fit,
         steps=steps,
+        grow_until=fit.grow_until if count < fit.initial_splats else 0.0,
         pyramid=min(fit.pyramid, 1),
         pyramid_until=0.2,
         sh_interval=max(1, steps // 4),

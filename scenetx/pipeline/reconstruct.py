@@ -154,7 +154,7 @@ def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watch
     scene = replace(scene, gaussians=start)
     if settings.splats == "refined":
         first = method("instant", _splat_seconds(space), start, evaluate_views(scene, start))
-        scene = _fitted(scene, shortened(settings.fit, settings.instant), start, space, watcher)
+        scene = _fitted(scene, shortened(settings.fit, settings.instant, len(start)), start, space, watcher)
         scene = replace(scene, metrics={METHODS: [first]})
     return scene
 

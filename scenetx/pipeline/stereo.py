@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from scenetx.core import Cameras, Gaussians, InputError, Points, View
-from scenetx.geometry.lift import agreement, nearest_views
-from scenetx.geometry.sweep import depth_ranges, in_free_space
+from scenetx.data.samplers import farthest_views
+from scenetx.geometry.lift import agreement
+from scenetx.geometry.sweep import depth_ranges
 from scenetx.models.own import open_own, read_stated, shipped
 from scenetx.models.pixel_splats import merged
 from scenetx.models.stereo_splats import ROUND, StereoAnswer, StereoSplats
@@ -30,15 +31,20 @@ class StereoSettings:
     side: int = 128
     sources: int = 4
     faint: float = 0.05
-    witnesses: int = 8
-    """Nearest pictures that are asked whether a splat is in their way, or a surface theirs already."""
+    whole: int = 4
+    """Pictures that become splats whatever they show, those farthest apart: as many as such models learn from."""
+    new: float = 0.15
+    """Share of another picture that must be no surface of theirs for it to become splats too."""
     same: float = 0.05
     """Surfaces whose depths differ by less than this share are one."""
+    rounds: int = 4
+    """Times that colours are set right against all pictures."""
 
     def __post_init__(self) -> None:
-        if self.side < 32 or self.sources < 1 or self.witnesses < 0 or not 0 <= self.faint < 1:
-            shown = (self.side, self.sources, self.witnesses, self.faint)
-            raise InputError("stereo side, sources, witnesses, faint", shown, "use 32, 1, 0 or more; faint in [0, 1)")
+        if self.side < 32 or self.sources < 1 or self.whole < 1 or self.rounds < 0 or not 0 <= self.faint < 1:
+            shown = (self.side, self.sources, self.whole, self.rounds, self.faint)
+            what = "stereo side, sources, whole, rounds, faint"
+            raise InputError(what, shown, "use 32, 1, 1, 0 or more; faint in [0, 1)")
 
 
 def stereo_file(asked: str) -> Path | None:
@@ -75,27 +81,26 @@ def stereo_splats(
     ranges = depth_ranges([cameras[k].to(torch.float64) for k in range(len(views))], points)
     with torch.inference_mode():
         answer = model(images, cameras, torch.tensor(ranges, dtype=torch.float32))
-    keep = _worth(answer, cameras, settings) & used
-    found = answer.splats.gaussians
-    kept = keep.flatten() & found.finite() & (found.opacities > settings.faint)
-    found = found[kept]
+    found, needed = answer.splats.gaussians, torch.zeros_like(used)
+    needed[_needed(answer, cameras, settings)] = True
+    found = found[(needed & used).flatten() & found.finite() & (found.opacities > settings.faint)]
     return merged(found, found.opacities, cameras.centers, most)
 
 
-def _worth(answer: StereoAnswer, cameras: Cameras, settings: StereoSettings) -> Bool[Tensor, "n h w"]:
-    """Pixels whose splat no picture looks through, and whose surface no nearer picture has already."""
+def _needed(answer: StereoAnswer, cameras: Cameras, settings: StereoSettings) -> list[int]:
+    """Few pictures that together show what all do: those farthest apart, then what still has something new.
+
+    Splats of many pictures at one place are one too many: each is a little off, and all are seen.
+    """
     depths, single = list(answer.depth), [cameras[k] for k in range(len(cameras))]
-    out = torch.ones_like(answer.inverse, dtype=torch.bool)
-    size = [float((depth / camera.K[0, 0, 0]).median()) for depth, camera in zip(depths, single, strict=True)]
-    order = sorted(range(len(depths)), key=size.__getitem__)
-    for place, index in enumerate(order):
-        near = nearest_views(single, index, settings.witnesses)
-        before = [other for other in near if other in order[:place]]
-        through = in_free_space(depths[index], depths, single, index, near, margin=settings.same)
-        posed = [torch.where(out[k], depths[k], 0.0) if k in before else depths[k] for k in range(len(depths))]
-        covered = agreement(posed, single, index, before, settings.same) > 0
-        out[index] = ~through & ~covered
-    return out
+    chosen: list[int] = []
+    for index in farthest_views(cameras, len(cameras)):
+        if len(chosen) >= settings.whole:
+            known = agreement(depths, single, index, chosen, settings.same) > 0
+            if float((~known).float().mean()) < settings.new:
+                continue
+        chosen.append(index)
+    return chosen
 
 
 def _of_one_size(views: Sequence[View], side: int) -> tuple[Float[Tensor, "n h w 3"], Cameras, Bool[Tensor, "n h w"]]:
