@@ -1,8 +1,8 @@
 """What `ship.py` scores of a model of splats: pictures of views it was not shown, beside other ways to the same splats.
 
 Of six pictures of a scene the second and the fifth are asked for, the others shown, all at the size the model learned
-at, with their cameras and sparse points. Every way is `scenetx reconstruct --splats instant`: the model's own splats, or
-depth lifted by rules, whose colours are set right as often.
+at, with their cameras and sparse points. Every way is `scenetx reconstruct --splats instant`: the model's own splats,
+or depth lifted by rules, whose colours are set right as often.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ VIEWS = 6
 COUNTED = 25  # pictures a sequence is thinned to before views are taken from its middle
 EXPLAINED = (
     "PSNR of two views from the four around them, with given cameras and sparse points, at the size it learned at;",
-    "procedural scenes are held out. Beside it what rules lift of mini-geometry's depth (at the scale of the points), of",
-    "plane-sweep stereo's and of the true depth. The nearest view and one plane know no geometry: where the model is no",
-    "better than they are it should not be used.",
+    "procedural scenes are held out. Beside it what rules lift of mini-geometry's depth (at the points' scale), of",
+    "plane-sweep stereo's and of the true depth. The nearest view and one plane know no geometry: where the model is",
+    "no better than they are it should not be used.",
 )
 
 
