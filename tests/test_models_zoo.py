@@ -116,7 +116,8 @@ def test_nothing_goes_online_unasked_and_licences_are_told():
     assert choose_model("sfm") == ("sfm", "", "asked for")
     rows = {row.name: row for row in list_models()}
     assert {"da3-small", "da3-giant", "pi3", "pi3x", "vggt", "mapanything"} <= rows.keys()
-    assert {name for name, row in rows.items() if row.here} <= {"mini-geometry", "mini-view"}  # in the package
+    packed = {"mini-geometry", "mini-splat", "mini-view"}
+    assert {name for name, row in rows.items() if row.here} <= packed
     told = model_info("vggt")
     assert "not for commercial use" in told["licence"]
     assert "scenetx models fetch vggt" in told["file"]
