@@ -41,6 +41,8 @@ class InstantSettings:
     weights were fetched (mvp)."""
     steps: float = 0.08
     """Of the fit's steps, those that refining takes."""
+    crowd: float = 2.0
+    """Splats that refining works with, at most, for each pixel of one picture: more only fit noise, and cost time."""
     sweep: SweepSettings = field(default_factory=SweepSettings)
     lifted: LiftedSettings = field(default_factory=LiftedSettings)
     stereo: StereoSettings = field(default_factory=StereoSettings)
@@ -113,6 +115,14 @@ def _by_model(scene: Scene, settings: InstantSettings, fit: FitSettings, notes: 
     gaussians = merged(found, found.opacities, together.centers, fit.max_splats)
     notes.append(f"{len(gaussians):,} splats from {settings.model} in one pass, not fitted")
     return gaussians
+
+
+def uncrowded(scene: Scene, fit: FitSettings, settings: InstantSettings) -> FitSettings:
+    """The fit with no more splats than refining small pictures can use, fewer from the first pass on."""
+    shares = [min(1.0, fit.width / max(view.height, view.width)) for view in scene.training]
+    pixels = [view.height * view.width * share**2 for view, share in zip(scene.training, shares, strict=True)]
+    most = max(fit.initial_splats, round(settings.crowd * max(pixels, default=0.0)))
+    return replace(fit, max_splats=min(fit.max_splats, most))
 
 
 def shortened(fit: FitSettings, settings: InstantSettings, count: int = 0) -> FitSettings:

@@ -25,6 +25,7 @@ from scenetx.pipeline.instant import (
     method,
     shortened,
     side_by_side,
+    uncrowded,
 )
 from scenetx.pipeline.page import write_page
 from scenetx.pipeline.predict import PredictSettings
@@ -148,13 +149,14 @@ def _splats(scene: Scene, settings: ReconstructSettings, space: Workspace, watch
     if settings.splats == "fitted":
         return _fitted(scene, _enough_steps(settings, len(scene.training)), None, space, watcher)
     instant = replace(settings.instant, model=settings.instant.model or makes_splats(settings))
+    fit = uncrowded(scene, settings.fit, instant) if settings.splats == "refined" else settings.fit
     with space.stage("instant", to_dict(instant)) as notes:
         say = space.progress("instant")
-        start = instant_splats(scene, instant, settings.fit, settings.predict.lift, notes, say)
+        start = instant_splats(scene, instant, fit, settings.predict.lift, notes, say)
     scene = replace(scene, gaussians=start)
     if settings.splats == "refined":
         first = method("instant", _splat_seconds(space), start, evaluate_views(scene, start))
-        scene = _fitted(scene, shortened(settings.fit, settings.instant, len(start)), start, space, watcher)
+        scene = _fitted(scene, shortened(fit, instant, len(start)), start, space, watcher)
         scene = replace(scene, metrics={METHODS: [first]})
     return scene
 
