@@ -32,7 +32,8 @@ from scenetx.splat import Backend, rasterize
 
 @dataclass(frozen=True)
 class CompressSettings:
-    """Everything about making splats fewer and lighter. Learning rates are those at the end of a fit."""
+    """Everything about making splats fewer and lighter. Learning rates are near those of a fit's first half: merged
+    splats have some way to go."""
 
     keep: float = 0.6  # share of the splats that stays; the paper prunes 0.66 of 3DGS's many
     sh_degree: int | None = None  # of the result; None = as it is
@@ -42,16 +43,16 @@ class CompressSettings:
     steps: int = 600  # gradient steps of the recovery
     grid: SogSteps | None = field(default_factory=SogSteps)  # of the result; None = free numbers
     settle: int = 300  # gradient steps on that grid
-    pseudo_views: float = 0.5  # share of the steps that look from where no photo was taken, at the teacher's picture
+    pseudo_views: float = 0.2  # share of the steps that look from where no photo was taken, at the teacher's picture
     jitter: float = 0.1  # of the pseudo-views, standard deviation in distances to the nearest training camera
     volume_power: float = 0.1  # beta of the paper's equation 4
     width: int = 640
-    means_lr: float = 4e-5  # of the viewing distance
-    scales_lr: float = 0.002
-    quats_lr: float = 0.0005
-    opacities_lr: float = 0.01
-    sh_lr: float = 0.0025
-    sh_rest_lr: float = 0.00025
+    means_lr: float = 2e-4  # of the viewing distance
+    scales_lr: float = 0.01
+    quats_lr: float = 0.0025
+    opacities_lr: float = 0.05
+    sh_lr: float = 0.0125
+    sh_rest_lr: float = 0.00125
     exposure: bool = True  # photos may differ in exposure, as in the fit
     seed: int = 0
     backend: Backend = "auto"
