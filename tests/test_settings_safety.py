@@ -170,7 +170,7 @@ def test_split_settings_reach_the_training(monkeypatch: pytest.MonkeyPatch):
         (["evaluate", "sc", "--model", "mini"], "protocol re10k"),
         (["evaluate", "sc", "--limit", "3"], "protocol re10k"),
         (["evaluate", "sc", "--protocol", "re10k", "--width", "64"], "leave it out"),
-        (["track", "--source", "v.mp4", "--fov", "60", "--K", "1", "1", "1", "1"], "give one of the two"),
+        (["track", "--source", "v.mp4", "--fov", "60", "--K", "1", "1", "1", "1"], "give one of them"),
     ],
 )
 def test_options_that_say_nothing_here_are_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]):
