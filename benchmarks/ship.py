@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from ship_splats import EXPLAINED, real_views, splat_markdown, splat_rows
+from ship_splats import EXPLAINED, middle, real_views, splat_markdown, splat_rows
 
 from scenetx.core import InputError
 from scenetx.core.atomic import write_text
@@ -35,14 +35,13 @@ from scenetx.geometry.sfm import SfmPicture, SfmSettings, run_sfm
 from scenetx.measure.shape import pose_errors
 from scenetx.models.own import SHIPPED, Stated, open_own, read_stated, write_own
 from scenetx.models.weights import read_weights
+from scenetx.pipeline.stereo import NAME as SPLATS
 from scenetx.train.evaluate import THRESHOLDS, held_out, score
 from scenetx.train.settings import TrainSettings
 
 HERE = Path(__file__).parent
 VIEWS = 4
-COUNTED = 25  # pictures a sequence is thinned to before views are taken from its middle
 SFM_SIDE = 960
-SPLATS = "stereo_splats"
 EXPLAINS = (
     "Procedural scenes are held out; of each picture set four views. Higher AUC and PSNR, lower AbsRel are better.",
     "Cameras that do not turn, one depth for all pixels and the nearest view know nothing: where a model is no",
@@ -62,9 +61,7 @@ def real_sample(path: Path) -> Sample:
             for depth in [path / "depth" / f"{Path(frame.name).stem}.png"]
         ]
         opened = FrameScene(opened.name, tuple(frames))
-    step = max(1, round(len(opened) / COUNTED))
-    first = (len(opened) - (VIEWS - 1) * step - 1) // 2
-    return replace(opened.sample([first + k * step for k in range(VIEWS)]), name=path.name)
+    return replace(opened.sample(middle(len(opened), VIEWS)), name=path.name)
 
 
 def sfm_scores(sample: Sample) -> Scores:

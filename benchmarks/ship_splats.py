@@ -46,12 +46,16 @@ def real_views(path: Path, side: int) -> Scene:
     if scene.points is None or len(scene.registered) < VIEWS:
         raise InputError(str(path), f"{len(scene.registered)} views with cameras", "give a reconstructed scene of six")
     known = sorted(scene.registered, key=lambda view: view.name)
-    step = max(1, round(len(known) / COUNTED))
-    step = min(step, (len(known) - 1) // (VIEWS - 1))
-    first = (len(known) - (VIEWS - 1) * step - 1) // 2
-    chosen = [known[first + k * step] for k in range(VIEWS)]
+    chosen = [known[k] for k in middle(len(known), VIEWS)]
     shrunk = [replace(shrink(view, side), held_out=k in ASKED) for k, view in enumerate(chosen)]
     return replace(scene, views=tuple(shrunk), gaussians=None)
+
+
+def middle(count: int, views: int) -> list[int]:
+    """So many pictures from the middle of ``count``; of a longer sequence every n-th, so that it counts `COUNTED`."""
+    step = max(1, min(round(count / COUNTED), (count - 1) // (views - 1)))
+    first = (count - (views - 1) * step - 1) // 2
+    return [first + k * step for k in range(views)]
 
 
 def shrink(view: View, side: int) -> View:

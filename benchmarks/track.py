@@ -42,6 +42,7 @@ import torch
 
 from scenetx.core import InputError, Original, Scene, Sim3, View, umeyama
 from scenetx.core.atomic import write_bytes
+from scenetx.core.cameras import focal_and_center
 from scenetx.core.rigid import invert_rigid, rotation_angle
 from scenetx.data.procedural import ProceduralConfig, procedural_views
 from scenetx.io.cameras_json import read_cameras_json
@@ -328,7 +329,7 @@ def procedural(arguments: argparse.Namespace) -> dict[str, Any]:
     made = procedural_views([seed], config)
     cameras = made.cameras(0)
     truth = {f"{k:06d}.png": cameras.world_from_cam[k].double() for k in range(config.views)}
-    lens = given(cameras.K[0])
+    lens = GivenLens(K=focal_and_center(cameras.K[0]))
     if arguments.bootstrap:
         every = [(f"{k:06d}.png", made.rgb[0, k].numpy()) for k in range(config.views)]
         return bootstrap("procedural", *other_lens(every, lens, arguments), truth, arguments, 10)
@@ -440,12 +441,7 @@ def one_frame(updates: Sequence[Update], joins: Joins) -> tuple[list[Update], in
 def lens_of(listed: Sequence[Any]) -> GivenLens:
     """The lens that a sequence's pictures share, by its reference: with its distortion, or the map bends."""
     item = next(item for item in listed if item.K is not None)
-    return given(item.K, tuple(item.distortion))
-
-
-def given(K: torch.Tensor, distortion: tuple[float, ...] = ()) -> GivenLens:
-    """A lens as a user gives it."""
-    return GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])), distortion=distortion)
+    return GivenLens(K=focal_and_center(item.K), distortion=tuple(item.distortion))
 
 
 def straight_focal(lens: GivenLens, frames: Sequence[tuple[str, np.ndarray]]) -> float:

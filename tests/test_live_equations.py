@@ -132,8 +132,7 @@ def test_points_are_where_the_robust_error_is_least():
     every = np.arange(len(view))
     for noise in (0.0, 0.5):
         xy = pixels(places[point], every) + rng.normal(scale=noise, size=(len(view), 2))
-        rays = np.concatenate([(xy - K[view, 2:]) / K[view, :2], np.ones((len(xy), 1))], axis=1)
-        found = triangulated(rays, xy, point, view, poses, K, POINTS)
+        found = triangulated(xy, point, view, poses, K, POINTS)
         for p in range(POINTS):
             rows = np.flatnonzero(point == p)
 

@@ -87,6 +87,11 @@ def unproject(pixels: Float[Tensor, "n p 2"], depth: Float[Tensor, "n p"], camer
     return (rays * depth[..., None]) @ rotation.transpose(-1, -2) + cameras.centers[:, None]
 
 
+def focal_and_center(K: Float[Tensor, "3 3"]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy of a pinhole's intrinsics."""
+    return float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+
+
 def pixel_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "h w 2"]:
     """Pixel centres (x, y)."""
     y = torch.arange(height, dtype=dtype) + 0.5

@@ -16,7 +16,15 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 
 from scenetx.live.classical_map import ClassicalMap
-from scenetx.live.normal_equations import Observations, Reduced, points_step, reduced, residuals, solved
+from scenetx.live.normal_equations import (
+    Observations,
+    Reduced,
+    focals_and_centers,
+    points_step,
+    reduced,
+    residuals,
+    solved,
+)
 from scenetx.live.radial import bent
 
 
@@ -173,8 +181,7 @@ def _problem(
     longer = float(made.sizes[0].max())
     before = np.array([np.log(settings.focal * longer / made.K[0, 0, 0]), settings.k1])
     weight = (settings.noise * max(longer / 640, 1) / np.array([settings.focal_sigma, settings.k1_sigma])) ** 2
-    four = np.ascontiguousarray(K[:, [0, 1, 0, 1], [0, 1, 2, 2]])
-    seen = Observations(view, slot_of[view], np.ascontiguousarray(xy), four, first)
+    seen = Observations(view, slot_of[view], np.ascontiguousarray(xy), focals_and_centers(K), first)
     return _Problem(seen, int(free.sum()), k1 is not None, (before, weight), settings.loss)
 
 
@@ -190,8 +197,8 @@ _Step = tuple[Float[np.ndarray, "n 6"], Float[np.ndarray, "p 3"], Float[np.ndarr
 
 def _step(problem: _Problem, state: _State, damping: float) -> _Step | None:
     """Gauss-Newton's step with damping (cameras, points, lens)."""
-    system, S, b = _system(problem, state, damping)
-    answer = solved(S, b)
+    system = _system(problem, state, damping)
+    answer = solved(system.S, system.b)
     if answer is None:
         return None
     found = -answer[0]
@@ -203,30 +210,27 @@ def _step(problem: _Problem, state: _State, damping: float) -> _Step | None:
 def _lens_sigma(problem: _Problem, state: _State) -> Float[np.ndarray, "2"]:
     """Standard deviations of the logarithm of the focal length and of k1; without damping, which would hold what the
     pictures do not."""
-    system, S, b = _system(problem, state, 1e-12)
-    answer = solved(S, b)
+    system = _system(problem, state, 1e-12)
+    answer = solved(system.S, system.b)
     if answer is None:
         return np.full(2, np.inf)
     last = answer[1][-2:, -2:]
     spread = np.diag(np.linalg.inv(last @ last.T))  # of the inverse of S, its last corner
-    left = max(2 * len(problem.seen.view) - len(S) - 3 * len(state.positions), 1)
+    left = max(2 * len(problem.seen.view) - len(system.b) - 3 * len(state.positions), 1)
     return np.sqrt(np.maximum(spread * system.squared / left, 0.0))
 
 
-def _system(
-    problem: _Problem, state: _State, damping: float
-) -> tuple[Reduced, Float[np.ndarray, "u u"], Float[np.ndarray, "u"]]:
-    """The reduced equations, and their matrix and right side with what was thought of the lens before."""
+def _system(problem: _Problem, state: _State, damping: float) -> Reduced:
+    """The reduced equations, with what was thought of the lens before."""
     system = reduced(
         problem.seen, state.cam_from_world, state.positions, state.zoom_k1, problem.free,
         with_lens=problem.lens, damping=damping, loss=problem.loss,
     )  # fmt: skip
-    S, b = system.S, system.b
     if problem.lens:
         before, held = problem.prior
-        S[[-2, -1], [-2, -1]] += held
-        b[-2:] += held * (state.lens - before)
-    return system, S, b
+        system.S[[-2, -1], [-2, -1]] += held
+        system.b[-2:] += held * (state.lens - before)
+    return system
 
 
 def _moved(state: _State, slots: Int[np.ndarray, "f"], step: _Step) -> _State:

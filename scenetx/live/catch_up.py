@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from scenetx.core import Sim3
+from scenetx.core.cameras import focal_and_center
 from scenetx.live.classical_session import ClassicalSession
 from scenetx.live.intrinsics import GivenLens, Intrinsics
 from scenetx.live.track import Tracker
@@ -157,7 +158,6 @@ class CatchUp:
         worker = self._worker
         if worker is not None:
             worker.join()
-        self.session.patient = False
 
     def _wait(self, waiting: _Waiting) -> None:
         """The newest stays the last: of too many, every second of the others goes."""
@@ -223,7 +223,7 @@ class CatchUp:
 
     def _placed(self, newest: _Waiting) -> bool:
         """Whether the newest frame is found in the map as it is by now."""
-        K = self.session.K if self.session.K_settled and not self.session.known_lens else newest.K
+        K = None if self.session.known_lens else self.session.K
         found = self.session.locate(newest.frame.image, newest.K if K is None else K, None)
         return found is not None and not found.rough and found.confidence >= self.settings.sure
 
@@ -231,4 +231,4 @@ class CatchUp:
         """Frames come straightened where the lens is known, and as they are else."""
         if not self.session.known_lens and not self.session.K_settled:
             return Intrinsics()
-        return Intrinsics(GivenLens(K=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))))
+        return Intrinsics(GivenLens(K=focal_and_center(K)))

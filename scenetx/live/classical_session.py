@@ -200,7 +200,7 @@ class ClassicalSession:
         self._frame, self.added = image, self.added and again
         if not again:
             self._seen += 1
-            if self.patient:
+            if self.patient:  # what was asked for while it was not
                 self._mapper.settle()
             self._take()
         if guess is not None and self._moved is not None:

@@ -48,6 +48,11 @@ class Reduced:
     """Sum of the weighted squares of the residuals, pixels^2."""
 
 
+def focals_and_centers(K: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 4"]:
+    """fx, fy, cx, cy of each."""
+    return np.ascontiguousarray(K[:, [0, 1, 0, 1], [0, 1, 2, 2]])
+
+
 def reduced(
     seen: Observations,
     cam_from_world: Float[np.ndarray, "v 4 4"],
@@ -92,7 +97,10 @@ def solved(
     the cores: its threads wait for each other.
     """
     x, L = b.copy(), np.zeros_like(S)
-    return (x, L) if _cholesky(S, L) and _substitute(L, x) else None
+    if not _cholesky(S, L):
+        return None
+    _substitute(L, x)
+    return x, L
 
 
 def residuals(
@@ -109,7 +117,6 @@ def residuals(
 
 
 def triangulated(
-    rays: Float[np.ndarray, "r 3"],
     xy: Float[np.ndarray, "r 2"],
     point: Int[np.ndarray, "r"],
     view: Int[np.ndarray, "r"],
@@ -117,10 +124,10 @@ def triangulated(
     lens: Float[np.ndarray, "v 4"],
     count: int,
 ) -> Float[np.ndarray, "p 3"]:
-    """``count`` points nearest to their rays (camera axes, any length), then three Gauss-Newton steps on the robust
-    reprojection error (Huber's, 2 pixels). lens: fx, fy, cx, cy."""
+    """``count`` points nearest to the rays of their pixels, then three Gauss-Newton steps on the robust reprojection
+    error (Huber's, 2 pixels). lens: fx, fy, cx, cy."""
     A, b, out = np.zeros((count, 3, 3)), np.zeros((count, 3)), np.zeros((count, 3))
-    _triangulate(rays, xy, point, view, np.ascontiguousarray(cam_from_world[:, :3]), lens, A, b, out)
+    _triangulate(xy, point, view, np.ascontiguousarray(cam_from_world[:, :3]), lens, A, b, out)
     return out
 
 
@@ -296,7 +303,6 @@ def _substitute(L, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         x[i] /= L[i, i]
         for k in range(i):
             x[k] -= L[i, k] * x[i]
-    return True
 
 
 @kernel(nogil=True)
@@ -315,8 +321,8 @@ def _back(inverse, right, by_lens, W, slot, first, cameras, lens, out):  # type:
 
 
 @kernel(nogil=True)
-def _solve_points(A, b, X, keep):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """X = keep X - (or without keep: +) A^-1 b, for each point."""
+def _solve_points(A, b, X):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """X -= A^-1 b, for each point."""
     inverse = np.empty((3, 3))
     for p in range(len(X)):
         held = 1e-9 * (A[p, 0, 0] + A[p, 1, 1] + A[p, 2, 2] + 1e-12)
@@ -324,25 +330,25 @@ def _solve_points(A, b, X, keep):  # type: ignore[no-untyped-def]  # noqa: ANN00
             A[p, i, i] += held
         _invert(A[p], inverse)
         for i in range(3):
-            step = inverse[i, 0] * b[p, 0] + inverse[i, 1] * b[p, 1] + inverse[i, 2] * b[p, 2]
-            X[p, i] = X[p, i] - step if keep else step
+            X[p, i] -= inverse[i, 0] * b[p, 0] + inverse[i, 1] * b[p, 1] + inverse[i, 2] * b[p, 2]
 
 
 @kernel(nogil=True)
-def _triangulate(rays, xy, point, view, poses, K, A, b, X):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _triangulate(xy, point, view, poses, K, A, b, X):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     d, cam, J, C = np.empty(3), np.empty(3), np.empty((2, 3)), np.zeros((2, 3))
     for r in range(len(point)):
-        p, pose = point[r], poses[view[r]]
-        length = math.sqrt(rays[r, 0] ** 2 + rays[r, 1] ** 2 + rays[r, 2] ** 2)
+        p, pose, lens = point[r], poses[view[r]], K[view[r]]
+        x, y = (xy[r, 0] - lens[2]) / lens[0], (xy[r, 1] - lens[3]) / lens[1]
+        length = math.sqrt(x * x + y * y + 1)
         for j in range(3):
-            d[j] = (pose[0, j] * rays[r, 0] + pose[1, j] * rays[r, 1] + pose[2, j] * rays[r, 2]) / length
+            d[j] = (pose[0, j] * x + pose[1, j] * y + pose[2, j]) / length
             cam[j] = -(pose[0, j] * pose[0, 3] + pose[1, j] * pose[1, 3] + pose[2, j] * pose[2, 3])
         along = d[0] * cam[0] + d[1] * cam[1] + d[2] * cam[2]
         for i in range(3):
-            b[p, i] += cam[i] - along * d[i]
+            b[p, i] += along * d[i] - cam[i]
             for j in range(3):
                 A[p, i, j] += (1.0 if i == j else 0.0) - d[i] * d[j]
-    _solve_points(A, b, X, False)
+    _solve_points(A, b, X)  # X is 0: the linear answer
     for _ in range(3):
         A[:], b[:] = 0.0, 0.0
         for r in range(len(point)):
@@ -360,4 +366,4 @@ def _triangulate(rays, xy, point, view, poses, K, A, b, X):  # type: ignore[no-u
                 b[p, i] += w * (J[0, i] * dx + J[1, i] * dy)
                 for j in range(3):
                     A[p, i, j] += w * (J[0, i] * J[0, j] + J[1, i] * J[1, j])
-        _solve_points(A, b, X, True)
+        _solve_points(A, b, X)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from scenetx.live.classical_map import ClassicalMap, Lens
 from scenetx.live.features import Features, match, unit
-from scenetx.live.normal_equations import triangulated
+from scenetx.live.normal_equations import focals_and_centers, triangulated
 from scenetx.live.tracks import tracks
 from scenetx.splat.cpu_jit import kernel
 
@@ -151,16 +151,20 @@ def _placed(
 ) -> tuple[Int[np.ndarray, "r"], Int[np.ndarray, "r"], Float[np.ndarray, "p 3"]]:
     """(features, their points, the points' places): features that fall farther than ``limit`` from their point, or come
     second in their picture, leave their track."""
-    rows = np.flatnonzero(track >= 0)
+    rows, lens = np.flatnonzero(track >= 0), focals_and_centers(K)
     for _ in range(3):
         kept, point = _dense(track[rows], view_of[rows])
         rows = rows[kept]
-        positions = _triangulate(xy[rows], point, view_of[rows], cam_from_world, K)
+        positions = triangulated(xy[rows], point, view_of[rows], cam_from_world, lens, int(point.max(initial=-1)) + 1)
         error, depth = _residuals(positions, xy[rows], point, view_of[rows], cam_from_world, K)
         rows = rows[(error < limit[rows]) & (depth > 0)]
     kept, point = _dense(track[rows], view_of[rows])
     rows = rows[kept]
-    return rows, point, _triangulate(xy[rows], point, view_of[rows], cam_from_world, K)
+    return (
+        rows,
+        point,
+        triangulated(xy[rows], point, view_of[rows], cam_from_world, lens, int(point.max(initial=-1)) + 1),
+    )
 
 
 def _dense(track: Int[np.ndarray, "r"], view: Int[np.ndarray, "r"]) -> tuple[np.ndarray, np.ndarray]:
@@ -171,14 +175,6 @@ def _dense(track: Int[np.ndarray, "r"], view: Int[np.ndarray, "r"]) -> tuple[np.
     kept = kept[count[track[kept]] >= 2]
     _, point = np.unique(track[kept], return_inverse=True)
     return kept, point
-
-
-def _triangulate(
-    xy: np.ndarray, point: np.ndarray, view: np.ndarray, cam_from_world: np.ndarray, K: np.ndarray
-) -> Float[np.ndarray, "p 3"]:
-    rays = np.einsum("rij,rj->ri", np.linalg.inv(K)[view], np.concatenate([xy, np.ones((len(xy), 1))], axis=1))
-    lens = np.ascontiguousarray(K[:, [0, 1, 0, 1], [0, 1, 2, 2]])
-    return triangulated(rays, xy, point, view, cam_from_world, lens, int(point.max()) + 1 if len(point) else 0)
 
 
 def _residuals(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.functional import interpolate
 
 from scenetx.core import Cameras, Gaussians, InputError, Scene
 from scenetx.fit import FitSettings, ViewScores
@@ -23,7 +22,7 @@ from scenetx.geometry.sweep import SweepSettings, sweep
 from scenetx.models.mvp import Mvp
 from scenetx.models.pixel_splats import merged
 from scenetx.models.zoo import find, load_model
-from scenetx.pipeline.lifting import LiftedSettings, lifted, painted
+from scenetx.pipeline.lifting import LiftedSettings, lifted, painted, resized
 from scenetx.pipeline.stereo import StereoSettings, open_stereo, stereo_file, stereo_splats
 
 SplatsBy = Literal["fitted", "refined", "instant", "none"]
@@ -102,13 +101,8 @@ def _by_model(scene: Scene, settings: InstantSettings, fit: FitSettings, notes: 
     first = scene.training[0]
     share = min(1.0, fit.width / max(first.height, first.width))
     height, width = round(first.height * share), round(first.width * share)
-    images, cameras = [], []
-    for view in scene.training:
-        assert view.camera is not None
-        image = view.image.permute(2, 0, 1)[None].float() / 255
-        images.append(interpolate(image, size=(height, width), mode="area")[0].permute(1, 2, 0))
-        cameras.append(view.camera.to(torch.float32).resized(height, width))
-    together = Cameras.cat(cameras)
+    images, _, cameras = zip(*(resized(view, height, width) for view in scene.training), strict=True)
+    together = Cameras.cat(list(cameras))
     with torch.inference_mode():
         found = model(torch.stack(images), together).baked(together.centers)
     found = found[found.finite() & (found.opacities > 1 / 255)]

@@ -148,11 +148,18 @@ def _plain(view: View, width: int) -> tuple[Tensor, Tensor, Cameras]:
 def _reduced(view: View, share: float) -> _Shot:
     assert view.camera is not None
     height, width = max(1, round(view.height * share)), max(1, round(view.width * share))
+    image, used, camera = resized(view, height, width)
     depth = torch.zeros(height, width)
     if view.depth is not None:
         depth = interpolate(view.depth[None, None].float(), size=(height, width), mode="nearest")[0, 0]
+    return _Shot(image, depth, used, camera)
+
+
+def resized(view: View, height: int, width: int) -> tuple[Float[Tensor, "h w 3"], Bool[Tensor, "h w"], Cameras]:
+    """A view with a camera in another size, by area: its picture (0 to 1), which of its pixels count, its camera."""
+    assert view.camera is not None
     image = interpolate(view.image.permute(2, 0, 1)[None].float() / 255, size=(height, width), mode="area")
     used = torch.ones(height, width, dtype=torch.bool)
     if view.mask is not None:
         used = interpolate(view.mask[None, None].float(), size=(height, width), mode="area")[0, 0] > 0.5
-    return _Shot(image[0].permute(1, 2, 0), depth, used, view.camera.to(torch.float32).resized(height, width))
+    return image[0].permute(1, 2, 0), used, view.camera.to(torch.float32).resized(height, width)

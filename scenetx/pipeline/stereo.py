@@ -10,7 +10,6 @@ from statistics import median
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from scenetx.core import Cameras, Gaussians, InputError, Points, View
 from scenetx.data.samplers import farthest_views
@@ -19,6 +18,7 @@ from scenetx.geometry.sweep import depth_ranges
 from scenetx.models.own import open_own, read_stated, shipped
 from scenetx.models.pixel_splats import merged
 from scenetx.models.stereo_splats import ROUND, StereoAnswer, StereoSplats
+from scenetx.pipeline.lifting import resized
 
 NAME = "stereo_splats"
 
@@ -108,12 +108,5 @@ def _of_one_size(views: Sequence[View], side: int) -> tuple[Float[Tensor, "n h w
     tall, wide = median(view.height for view in views), median(view.width for view in views)
     share = min(1.0, side / max(tall, wide))
     height, width = (max(4 * ROUND, ROUND * round(share * length / ROUND)) for length in (tall, wide))
-    images, cameras, used = [], [], []
-    for view in views:
-        assert view.camera is not None
-        picture = view.image.permute(2, 0, 1)[None].float() / 255
-        images.append(interpolate(picture, size=(height, width), mode="area")[0].permute(1, 2, 0))
-        cameras.append(view.camera.to(torch.float32).resized(height, width))
-        mask = torch.ones(view.height, view.width) if view.mask is None else view.mask.float()
-        used.append(interpolate(mask[None, None], size=(height, width), mode="area")[0, 0] > 0.5)
-    return torch.stack(images), Cameras.cat(cameras), torch.stack(used)
+    images, used, cameras = zip(*(resized(view, height, width) for view in views), strict=True)
+    return torch.stack(images), Cameras.cat(list(cameras)), torch.stack(used)

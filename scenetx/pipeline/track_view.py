@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from scenetx.core import Cameras, Original, Points, Scene, View
+from scenetx.core.cameras import focal_and_center
 from scenetx.io.scene_dir import load_scene
 from scenetx.live.update import Status as Live
 from scenetx.live.update import Update
@@ -146,7 +147,7 @@ class TrackView:
             status="done" if done else SHOWN[update.status],
             message=self._said(update),
             world_from_cam=None if pose is None else tuple(map(float, pose.flatten())),
-            lens=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])),
+            lens=focal_and_center(K),
             width=int(width),
             height=int(height),
             picture=picture,

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from scenetx.core import Gaussians, Points, Scene, View
+from scenetx.core.cameras import focal_and_center
 from scenetx.core.paths import camera_layout, up_axis
 from scenetx.core.scene import Stage
 from scenetx.serve.messages import PointData, SceneInfo, SplatData, ViewInfo
@@ -141,7 +142,7 @@ def _view_info(view: View, photo: str, scores: Any, settings: ContentSettings) -
     return ViewInfo(
         name=view.name,
         world_from_cam=tuple(view.camera.world_from_cam[0].double().flatten().tolist()),
-        lens=(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])),
+        lens=focal_and_center(K),
         width=view.width,
         height=view.height,
         held_out=view.held_out,

@@ -63,14 +63,14 @@ def score(model: nn.Module, samples: Sequence[Sample], context: int, targets: in
     rows = []
     for index, sample in enumerate(samples):
         rng = np.random.default_rng([5, index])
-        if isinstance(model, ViewModel):
-            shown, asked = choose_views(rng, SamplerSettings(), sample.cameras, context, targets)
-            rows.append(view_scores(model, sample, shown, asked, device))
-        elif isinstance(model, StereoSplats):
-            shown, asked = choose_views(rng, SamplerSettings(), sample.cameras, context, targets)
-            rows.append(splat_scores(model, sample, shown, asked, device))
-        else:
+        if not isinstance(model, ViewModel | StereoSplats):
             rows.append(geometry_scores(model, sample, device))
+            continue
+        shown, asked = choose_views(rng, SamplerSettings(), sample.cameras, context, targets)
+        if isinstance(model, ViewModel):
+            rows.append(view_scores(model, sample, shown, asked, device))
+        else:
+            rows.append(splat_scores(model, sample, shown, asked, device))
     names = [name for name in rows[0] if all(name in row for row in rows)]
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
