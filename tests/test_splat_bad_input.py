@@ -10,9 +10,9 @@ from test_compress import photographed
 
 from scenetx.core import Gaussians, InputError
 from scenetx.fit.compress import CompressSettings, compress_splats, significance
-from scenetx.fit.quantise import Quantiser
+from scenetx.fit.sensitivity import Sensitivity
+from scenetx.fit.settle import rounded
 from scenetx.io.ply import write_splat_ply
-from scenetx.io.sog_steps import SogSteps
 from scenetx.io.splat_formats import read_gaussians, write_gaussians
 from scenetx.models.pixel_splats import merged
 from scenetx.pipeline.compress import CompressPlan, compress
@@ -87,7 +87,8 @@ def test_extremes_are_rounded_and_merged():
     gaussians.scales[2] = 1e6
     gaussians.sh[3] = 1e4
     for some in (gaussians, replace(gaussians, means=torch.ones(64, 3)), gaussians[:1]):
-        kept = Quantiser.of(some, SogSteps()).rounded(some)
+        unseen = Sensitivity(some.means * 0, some.quats * 0, some.scales * 0, some.opacities * 0, some.sh * 0)
+        kept = rounded(some, unseen, 1e-9)
         assert bool(kept.finite().all())
         assert bool((kept.scales > 0).all())
         assert bool(merged(some, torch.ones(len(some)), torch.zeros(1, 3), 8).finite().all())

@@ -3,14 +3,14 @@
 Score every splat by what it adds to the training views, drop the least, let the rest recover, and take away bands of
 view-dependent colour while the full splats teach the light ones, also from views that no photo shows. What the paper
 does not do: neighbours are merged (`scenetx.core.levels`) where it would drop more, and the splats then settle on the
-grid of the file they go into (`scenetx.fit.quantise`), positions first.
+numbers of the file they go into (`scenetx.fit.settle`), as coarse as pictures let each be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,13 +21,18 @@ from scenetx.core import Cameras, Gaussians, InputError, Scene, View
 from scenetx.core.levels import coarser
 from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import viewing_distance
-from scenetx.fit.quantise import Quantiser
+from scenetx.fit.sensitivity import Sensitivity, sensitivity
+from scenetx.fit.settle import STAGES, Settled
 from scenetx.fit.shown import shown
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
 from scenetx.io.least_turned import least_turned
-from scenetx.io.sog_steps import SogSteps, snap
 from scenetx.splat import Backend, rasterize
+
+FAINT = 1 / 48  # opacity below which a splat is let go before the others settle
+Price = Callable[[Gaussians, Sensitivity], float]
+"""Mean squared error of the pictures that a bit of the file is worth, given the splats as they are then."""
+_TELL = 20  # steps between two updates
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,8 @@ class CompressSettings:
     fewer: Literal["merge", "prune"] = "merge"  # prune is the paper's; merging neighbours instead leaves no holes
     idle: float = 0.005  # share of all significance that goes before the others are merged
     rounds: int = 2  # pruning in several rounds, each with its share of the recovery, loses less than one cut
-    steps: int = 600  # gradient steps of the recovery
-    grid: SogSteps | None = field(default_factory=SogSteps)  # of the result; None = free numbers
-    settle: int = 300  # gradient steps on that grid
+    steps: int = 1200  # gradient steps of the recovery
+    settle: int = 400  # gradient steps while number after number is fixed
     pseudo_views: float = 0.2  # share of the steps that look from where no photo was taken, at the teacher's picture
     jitter: float = 0.1  # of the pseudo-views, standard deviation in distances to the nearest training camera
     volume_power: float = 0.1  # beta of the paper's equation 4
@@ -67,10 +71,6 @@ class CompressSettings:
             raise InputError("compress setting sh_degree", self.sh_degree, "use 0 to 3")
         if not 0 <= self.pseudo_views <= 1:
             raise InputError("compress setting pseudo_views", self.pseudo_views, "use 0 to 1")
-
-    @property
-    def all_steps(self) -> int:
-        return self.steps + (self.settle if self.grid is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,14 @@ def pseudo_cameras(
     return poses
 
 
-def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> Iterator[CompressUpdate]:
-    """The scene's Gaussians with ``keep`` of their number and at most ``sh_degree`` bands, on the ``grid`` if there is
-    one, as `CompressUpdate`s.
+def compress_splats(
+    scene: Scene, settings: CompressSettings | None = None, price: Price | None = None
+) -> Iterator[CompressUpdate]:
+    """The scene's Gaussians with ``keep`` of their number and at most ``sh_degree`` bands, as `CompressUpdate`s.
 
-    Held-out views are never looked at. Raises InputError for a scene without Gaussians or training views.
+    With ``price`` (asked once, after the recovery) in numbers that a .sog stores exactly and packs well; without one
+    in free numbers. Held-out views are never looked at. Raises InputError for a scene without Gaussians or training
+    views.
     """
     settings = settings or CompressSettings()
     if scene.gaussians is None or not len(scene.gaussians):
@@ -149,7 +152,8 @@ def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> I
         raise InputError("compress", "the scene has no training view with a camera", "give the whole scene folder")
     work = _Work(scene, scene.gaussians, settings)
     target = max(1, round(settings.keep * len(scene.gaussians)))
-    before, done = len(scene.gaussians), 0
+    before, recovery = len(scene.gaussians), range(settings.steps)
+    settling = range(settings.steps, settings.steps + (settings.settle if price is not None else 0))
     rounds = settings.rounds if settings.fewer == "prune" else 1
     for index in range(rounds):
         share = (index + 1) / rounds
@@ -157,21 +161,20 @@ def compress_splats(scene: Scene, settings: CompressSettings | None = None) -> I
             work.prune(round(before * (target / before) ** share))
         else:
             work.merge(target)
-        end = round(settings.steps * share)
-        while done < end:
-            work.advance(done)
-            done += 1
-            if done % 20 == 0 and done < settings.all_steps:
-                yield CompressUpdate(done, settings.all_steps, len(work.table))
-    if settings.grid is not None:
-        work.quantise(settings.grid)
-        while done < settings.all_steps:
-            work.advance(done)
-            done += 1
-            if done % 20 == 0 and done < settings.all_steps:
-                yield CompressUpdate(done, settings.all_steps, len(work.table))
+        yield from work.walk(_part(recovery, index, rounds), recovery, settling.stop)
+    if price is not None:
+        work.trim()
+        worth = price(work.result(), work.sensitivity(0))
+        for index in range(len(STAGES)):
+            work.settle(index, worth)
+            yield from work.walk(_part(settling, index, len(STAGES) - 1), settling, settling.stop)
     gaussians = work.result()
-    yield CompressUpdate(done, settings.all_steps, len(gaussians), gaussians, work.scores(gaussians))
+    yield CompressUpdate(settling.stop, settling.stop, len(gaussians), gaussians, work.scores(gaussians))
+
+
+def _part(steps: range, index: int, parts: int) -> range:
+    """The ``index``-th of ``parts`` equal parts of ``steps``; none beyond the last."""
+    return steps[len(steps) * index // parts : len(steps) * (index + 1) // parts]
 
 
 class _Work:
@@ -190,7 +193,7 @@ class _Work:
         self.table = trainable(replace(start, sh=start.sh[:, : (degree + 1) ** 2].contiguous()), selective=True)
         several = settings.exposure and len(self.views) > 1
         self.exposure = Exposure(len(self.views), rate=0.002, decay=0.01) if several else None
-        self.quantiser: Quantiser | None = None
+        self.settled = Settled()
 
     def _target(self, view: View) -> TargetView:
         return target_view(view, width=self.settings.width, pyramid=0)
@@ -204,19 +207,20 @@ class _Work:
         return gaussians[gaussians.finite()]
 
     def _student(self) -> Gaussians:
-        student = activated(self.table, antialiased=self.teacher.antialiased)
-        return student if self.quantiser is None else self.quantiser.apply(student)
+        return self.settled.apply(activated(self.table, antialiased=self.teacher.antialiased))
 
-    def quantise(self, steps: SogSteps) -> None:
-        """From now on the student is what a file will hold. Positions go onto their grid and stay there."""
-        free = activated(self.table, antialiased=self.teacher.antialiased).detach()
-        kept = free.finite() & (snap(free, steps).opacities > 0)  # what would vanish need not be stored
-        kept = kept if bool(kept.any()) else free.finite()
-        self.table.keep(kept)
-        free = free[kept]
-        self.quantiser = Quantiser.of(free, steps, self.scores(free))
-        with torch.no_grad():
-            self.table["means"].copy_(self.quantiser.rounded(free).means)
+    def trim(self) -> None:
+        """Without splats that hardly show: a file would hold them all the same."""
+        student = self.result()
+        kept = student.opacities > FAINT
+        self.table = trainable(least_turned(student[kept] if bool(kept.any()) else student), selective=True)
+
+    def sensitivity(self, seed: int) -> Sensitivity:
+        return sensitivity(self._student(), self.cameras, seed=seed, backend=self.settings.backend)
+
+    def settle(self, stage: int, price: float) -> None:
+        """From now on the student has, in what `STAGES` says, the numbers of a file."""
+        self.settled = self.settled.then(self._student().detach(), STAGES[stage], self.sensitivity(stage), price)
 
     def merge(self, count: int) -> None:
         if count < len(self.table):
@@ -228,7 +232,14 @@ class _Work:
             scores = self.scores(activated(self.table, antialiased=self.teacher.antialiased).detach())
             self.table.keep(most_significant(scores, count))
 
-    def advance(self, step: int) -> None:
+    def walk(self, steps: range, whole: range, last: int) -> Iterator[CompressUpdate]:
+        """``steps`` of the ``whole``, along which learning rates fall."""
+        for step in steps:
+            self.advance((step - whole.start) / len(whole))
+            if (step + 1) % _TELL == 0 and step + 1 < last:
+                yield CompressUpdate(step + 1, last, len(self.table))
+
+    def advance(self, progress: float) -> None:
         """One step towards a photo, or towards the teacher's picture from a view that nobody took."""
         if not self.order:
             self.order = torch.randperm(len(self.views), generator=self.generator).tolist()
@@ -245,9 +256,9 @@ class _Work:
         if not bool(loss.detach().isfinite()):
             return
         loss.backward()
-        self._learn(step / max(self.settings.all_steps, 1))
+        self._learn(progress)
         if self.exposure is not None and not invented:
-            self.exposure.step(step / max(self.settings.all_steps, 1))
+            self.exposure.step(progress)
 
     def _invented(self, like: Target) -> Target:
         """The teacher's picture from near a training camera, through the lens of ``like``."""
@@ -264,16 +275,16 @@ class _Work:
 
     def _learn(self, progress: float) -> None:
         """Rates fall along a cosine to a tenth, so that the last steps settle instead of shaking."""
-        s = self.settings
+        s, fixed = self.settings, self.settled.fixed
         slower = 0.55 + 0.45 * math.cos(math.pi * progress)
         rates = torch.full((3 * self.table["sh"].shape[1],), slower * s.sh_rest_lr)
-        rates[:3] = slower * s.sh_lr
+        rates[:3] = 0.0 if "base" in fixed else slower * s.sh_lr
         self.table.step(
             {
-                "means": slower * self.extent * s.means_lr if self.quantiser is None else 0.0,
-                "quats": slower * s.quats_lr,
-                "log_scales": slower * s.scales_lr,
-                "logits": slower * s.opacities_lr,
+                "means": 0.0 if "means" in fixed else slower * self.extent * s.means_lr,
+                "quats": 0.0 if "quats" in fixed else slower * s.quats_lr,
+                "log_scales": 0.0 if "scales" in fixed else slower * s.scales_lr,
+                "logits": 0.0 if "opacities" in fixed else slower * s.opacities_lr,
                 "sh": rates,
             }
         )

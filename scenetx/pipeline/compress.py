@@ -15,14 +15,15 @@ from torch import Tensor
 from scenetx.core import Gaussians, InputError, Scene
 from scenetx.core.atomic import write_bytes
 from scenetx.fit import evaluate_views
-from scenetx.fit.compress import CompressSettings, compress_splats, merged, significance
-from scenetx.fit.quantise import Quantiser
+from scenetx.fit.compress import CompressSettings, Price, compress_splats, merged, significance
+from scenetx.fit.sensitivity import Sensitivity, sensitivity
+from scenetx.fit.settle import rounded
+from scenetx.fit.targets import target_view
 from scenetx.io.json_value import to_json
 from scenetx.io.least_turned import least_turned
 from scenetx.io.ply import write_splat_ply
 from scenetx.io.scene_dir import load_scene, refuse_own, scene_folder
 from scenetx.io.sog import write_sog
-from scenetx.io.sog_steps import SogSteps
 from scenetx.io.splat_formats import COMPRESSED_PLY, read_gaussians, write_gaussians
 from scenetx.pipeline.workspace import Report, silent
 
@@ -30,11 +31,13 @@ FORMATS = ("sog", "spz", COMPRESSED_PLY[1:], "glb")
 CURVE = "rate_distortion.json"
 SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
 LEAST_KEEP = 0.02
-FINER = (
-    SogSteps(position_bits=16, rotation=255, scale=0.06, color=0.06, opacity=128, palette=128),
-    SogSteps(position_bits=15, rotation=128, scale=0.1, color=0.08, opacity=48, palette=256),
-)
-LOOKS = 3  # at the size of a share of the splats, before the work on it begins
+BALANCE = 0.5  # error that all bits of the file may be worth, in what the scene's pictures are wrong by anyway
+STEEP = 6.0  # a size is about the price to the power of minus a seventh
+CHEAPEST = 1e-3  # of that price: where finer numbers are no longer seen
+RIGHT = 45.0  # dB; pictures that are better than that are as good as those that are
+RECOVERED = 1.15  # times the bytes that just merged splats take, once they have recovered: details are sharper
+LOOKS = 4  # at the size of a share of the splats, or of a price, before the work on it begins
+CAMERAS = 12  # that say how coarse numbers may be before the work begins
 JUDGES = 4  # training views that judge a scene without held-out ones
 
 
@@ -103,9 +106,9 @@ def compress(
 ) -> RateCurve:
     """Small splat files of a scene in ``output`` (a folder, default SCENE/compressed), and their rate-distortion table.
 
-    The full splats are packed in every format first. Where SOG misses the target their numbers are made coarser and
-    they are made fewer (`scenetx.fit.compress`), as many as the target leaves room for, and packed again; every file
-    is read back before it is scored on the held-out views (on training views, and said so, where none was held out).
+    The full splats are packed in every format first. Where SOG misses the target they are made fewer, and their
+    numbers as coarse as pictures let each be (`scenetx.fit.compress`), until they fit, and packed again; every file is
+    read back before it is scored on the held-out views (on training views, and said so, where none was held out).
 
     Raises:
         InputError: no splats, no registered views, an ``output`` that is a scene's own, or a file that cannot be
@@ -126,7 +129,8 @@ def compress(
         report("compress", 0.2 * (index + 1) / len(plan.formats), f"packing {kind}")
     best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(full, "sog", "full")
     if best.ratio < plan.target:
-        light, scores = _light(scene, _within_room(work, full, plan), report)
+        room = _Room(work, full, plan)
+        light, scores = _light(scene, room.settings(), room.price, report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:
             if kind != "sog":
@@ -138,34 +142,62 @@ def compress(
     return curve
 
 
-def _within_room(work: _Bench, full: Gaussians, plan: CompressPlan) -> CompressSettings:
-    """How the target is met: all splats in the finest numbers there is room for; where there is none even for the
-    plan's own, as many splats as there is room for.
+class _Room:
+    """How the target is met: which share of the splats, and how coarse their numbers.
 
-    Bytes a splat grow as splats get fewer (those that rounding makes vanish cost little), hence more than one look.
+    Error falls with the file's bits about as bits fall with their price: at the least error for a size, the price of
+    all bits together is a fixed share of the error (`BALANCE`). That gives a price before anything else is known; as
+    many splats as then fit are kept. When they have recovered, the price is set to what fills the room.
     """
-    fit = plan.fit
-    room = work.points[0].bytes * SLACK / plan.target
-    for grid in FINER if fit.grid == SogSteps() else ():
-        finer = replace(fit, keep=1.0, grid=grid)
-        if work.packed_size(full, finer) <= room:
-            return finer
-    scores = None
-    if fit.fewer == "merge":
-        cameras = [view.camera for view in work.scene.training if view.camera is not None]
-        scores = significance(full, cameras, volume_power=fit.volume_power, backend=fit.backend)
-    keep, start = 1.0, full
-    for _ in range(LOOKS):
-        share = max(LEAST_KEEP, min(1.0, keep * room / work.packed_size(start, fit)))
-        if scores is None or share == keep:
-            return replace(fit, keep=share)
-        keep = share
-        start = merged(full, scores, max(1, round(keep * len(full))), fit.idle)
-    return replace(fit, keep=keep)
+
+    def __init__(self, work: _Bench, full: Gaussians, plan: CompressPlan) -> None:
+        self.work, self.full, self.fit = work, full, plan.fit
+        self.bytes = work.points[0].bytes * SLACK / plan.target
+        views = work.scene.training[:: max(1, len(work.scene.training) // CAMERAS)][:CAMERAS]
+        self.cameras = [target_view(view, width=plan.fit.width, pyramid=0).levels[0].camera for view in views]
+        wrong = evaluate_views(work.scene, full, views=views, backend=plan.fit.backend).mean_psnr_corrected
+        self.dearest = BALANCE * 10 ** (-min(wrong, RIGHT) / 10) / (8 * self.bytes)
+
+    def settings(self) -> CompressSettings:
+        """With the share of the splats that fits at the price that suits the room.
+
+        Bytes a splat change as splats get fewer, hence more than one look.
+        """
+        fit, scores = self.fit, None
+        if fit.fewer == "merge":
+            cameras = [view.camera for view in self.work.scene.training if view.camera is not None]
+            scores = significance(self.full, cameras, volume_power=fit.volume_power, backend=fit.backend)
+        keep, start = 1.0, self.full
+        for _ in range(LOOKS):
+            share = max(LEAST_KEEP, min(1.0, keep * self.bytes / (RECOVERED * self._packed(start))))
+            if scores is None or share == keep:
+                return replace(fit, keep=share)
+            keep = share
+            start = merged(self.full, scores, max(1, round(keep * len(self.full))), fit.idle)
+        return replace(fit, keep=keep)
+
+    def price(self, gaussians: Gaussians, weights: Sensitivity) -> float:
+        """The price at which the file fills the room, or nearly."""
+        price = self.dearest
+        for _ in range(LOOKS):
+            size = self.work.packed_size(rounded(gaussians, weights, price))
+            if SLACK * self.bytes <= size <= self.bytes:
+                break
+            price *= min(max((size / self.bytes) ** STEEP, 1 / 16), 16.0)
+        return max(price, CHEAPEST * self.dearest)
+
+    def _packed(self, gaussians: Gaussians) -> int:
+        plain = gaussians.detach()[gaussians.finite()].to("cpu")
+        if self.fit.sh_degree is not None:
+            plain = replace(plain, sh=plain.sh[:, : (self.fit.sh_degree + 1) ** 2])
+        weights = sensitivity(plain, self.cameras, backend=self.fit.backend)
+        return self.work.packed_size(rounded(plain, weights, self.dearest))
 
 
-def _light(scene: Scene, settings: CompressSettings, report: Report) -> tuple[Gaussians, Float[Tensor, "g"]]:
-    for update in compress_splats(scene, settings):
+def _light(
+    scene: Scene, settings: CompressSettings, price: Price, report: Report
+) -> tuple[Gaussians, Float[Tensor, "g"]]:
+    for update in compress_splats(scene, settings, price):
         share = 0.2 + 0.7 * update.step / max(update.steps, 1)
         report("compress", share, f"{update.num_gaussians:,} splats")
         if update.gaussians is not None and update.scores is not None:
@@ -198,15 +230,8 @@ class _Bench:
         write_gaussians(gaussians, path)
         return self._score(path, splats)
 
-    def packed_size(self, gaussians: Gaussians, settings: CompressSettings) -> int:
-        """Bytes of the .sog of all splats on the grid that the light ones will be on; nothing is kept of it."""
-        gaussians = gaussians.detach()[gaussians.finite()].to("cpu")
-        if settings.sh_degree is not None:
-            gaussians = replace(gaussians, sh=gaussians.sh[:, : (settings.sh_degree + 1) ** 2])
-        if settings.grid is not None:
-            gaussians = Quantiser.of(gaussians, settings.grid).rounded(gaussians)
-            kept = gaussians.opacities > 0
-            gaussians = gaussians[kept] if bool(kept.any()) else gaussians
+    def packed_size(self, gaussians: Gaussians) -> int:
+        """Bytes of their .sog, of which nothing is kept."""
         with TemporaryDirectory() as folder:
             path = Path(folder) / "trial.sog"
             write_sog(gaussians, path)
