@@ -109,7 +109,7 @@ class Compress:
     """Folder for the files and rate_distortion.json (default: SCENE/compressed)."""
     formats: tuple[str, ...] = ("sog", "spz", "compressed.ply")
     """Of sog, spz, compressed.ply, glb."""
-    steps: int = 600
+    steps: int = 1200
     """Gradient steps in which fewer splats recover."""
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from scenetx.core import Cameras, Gaussians, InputError, Scene, View
 from scenetx.core.levels import coarser
 from scenetx.fit.exposure import Exposure
-from scenetx.fit.initialise import viewing_distance
+from scenetx.fit.initialise import restraint, viewing_distance
 from scenetx.fit.sensitivity import Sensitivity, sensitivity
+from scenetx.fit.settings import FitSettings
 from scenetx.fit.settle import STAGES, Settled
 from scenetx.fit.shown import shown
 from scenetx.fit.targets import Target, TargetView, target_view
@@ -30,6 +31,7 @@ from scenetx.io.least_turned import least_turned
 from scenetx.splat import Backend, rasterize
 
 FAINT = 1 / 48  # opacity below which a splat is let go before the others settle
+ENOUGH = 100  # cameras that say what numbers are worth
 Price = Callable[[Gaussians, Sensitivity], float]
 """Mean squared error of the pictures that a bit of the file is worth, given the splats as they are then."""
 _TELL = 20  # steps between two updates
@@ -186,6 +188,9 @@ class _Work:
         self.views = [self._target(view) for view in scene.training]
         self.cameras = [view.levels[0].camera for view in self.views]
         self.extent = viewing_distance(scene)
+        # The photos have been visited before, about as often as a fit's defaults do.
+        visits = FitSettings.steps + settings.steps + settings.settle
+        self.restraint = restraint(scene, self.extent, visits)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.order: list[int] = []
         start = least_turned(self.teacher[self.teacher.finite()])
@@ -216,7 +221,9 @@ class _Work:
         self.table = trainable(least_turned(student[kept] if bool(kept.any()) else student), selective=True)
 
     def sensitivity(self, seed: int) -> Sensitivity:
-        return sensitivity(self._student(), self.cameras, seed=seed, backend=self.settings.backend)
+        apart = math.ceil(len(self.cameras) / ENOUGH)
+        some = self.cameras[seed % apart :: apart]
+        return sensitivity(self._student(), some, seed=seed, backend=self.settings.backend)
 
     def settle(self, stage: int, price: float) -> None:
         """From now on the student has, in what `STAGES` says, the numbers of a file."""
@@ -252,7 +259,8 @@ class _Work:
         rgb = rasterize(student, target.camera, backend=self.settings.backend).rgb[0]
         if self.exposure is not None and not invented:
             rgb = self.exposure.apply(rgb, index)
-        loss = target.loss(rgb, torch.zeros(3))
+        size = student.scales.mean() / self.extent
+        loss = target.loss(rgb, torch.zeros(3)) + self.restraint * (student.opacities.mean() + size)
         if not bool(loss.detach().isfinite()):
             return
         loss.backward()

@@ -130,6 +130,7 @@ def compress(
     best = next((point for point in work.points if point.name == "splats.sog"), None) or work.pack(full, "sog", "full")
     if best.ratio < plan.target:
         room = _Room(work, full, plan)
+        report("compress", 0.2, "how many splats fit")
         light, scores = _light(scene, room.settings(), room.price, report)
         best = work.pack_to_size(light, scores, int(work.points[0].bytes / plan.target))
         for kind in plan.formats:
