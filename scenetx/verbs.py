@@ -110,7 +110,7 @@ class Compress:
     formats: tuple[str, ...] = ("sog", "spz", "compressed.ply")
     """Of sog, spz, compressed.ply, glb."""
     steps: int = 1200
-    """Gradient steps in which fewer splats recover."""
+    """Gradient steps in which fewer splats recover, at most."""
 
 
 @dataclass(frozen=True)

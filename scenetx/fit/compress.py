@@ -31,6 +31,7 @@ from scenetx.io.least_turned import least_turned
 from scenetx.splat import Backend, rasterize
 
 FAINT = 1 / 48  # opacity below which a splat is let go before the others settle
+MUCH = 0.3  # share of the splats that goes, from which all steps of the recovery are taken
 ENOUGH = 100  # cameras that say what numbers are worth
 Price = Callable[[Gaussians, Sensitivity], float]
 """Mean squared error of the pictures that a bit of the file is worth, given the splats as they are then."""
@@ -47,7 +48,7 @@ class CompressSettings:
     fewer: Literal["merge", "prune"] = "merge"  # prune is the paper's; merging neighbours instead leaves no holes
     idle: float = 0.005  # share of all significance that goes before the others are merged
     rounds: int = 2  # pruning in several rounds, each with its share of the recovery, loses less than one cut
-    steps: int = 1200  # gradient steps of the recovery
+    steps: int = 1200  # gradient steps of the recovery; fewer where little goes
     settle: int = 400  # gradient steps while number after number is fixed
     pseudo_views: float = 0.2  # share of the steps that look from where no photo was taken, at the teacher's picture
     jitter: float = 0.1  # of the pseudo-views, standard deviation in distances to the nearest training camera
@@ -154,8 +155,8 @@ def compress_splats(
         raise InputError("compress", "the scene has no training view with a camera", "give the whole scene folder")
     work = _Work(scene, scene.gaussians, settings)
     target = max(1, round(settings.keep * len(scene.gaussians)))
-    before, recovery = len(scene.gaussians), range(settings.steps)
-    settling = range(settings.steps, settings.steps + (settings.settle if price is not None else 0))
+    before, recovery = len(scene.gaussians), range(_recovery(settings, scene.gaussians.sh_degree))
+    settling = range(len(recovery), len(recovery) + (settings.settle if price is not None else 0))
     rounds = settings.rounds if settings.fewer == "prune" else 1
     for index in range(rounds):
         share = (index + 1) / rounds
@@ -172,6 +173,12 @@ def compress_splats(
             yield from work.walk(_part(settling, index, len(STAGES) - 1), settling, settling.stop)
     gaussians = work.result()
     yield CompressUpdate(settling.stop, settling.stop, len(gaussians), gaussians, work.scores(gaussians))
+
+
+def _recovery(settings: CompressSettings, sh_degree: int) -> int:
+    """Steps in proportion to what goes: splats that all stay as they are have nothing to recover from."""
+    lighter = settings.sh_degree is not None and settings.sh_degree < sh_degree
+    return settings.steps if lighter else round(settings.steps * min(1.0, (1 - settings.keep) / MUCH))
 
 
 def _part(steps: range, index: int, parts: int) -> range:
