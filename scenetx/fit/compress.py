@@ -31,6 +31,7 @@ from scenetx.io.least_turned import least_turned
 from scenetx.splat import Backend, rasterize
 
 FAINT = 1 / 48  # opacity below which a splat is let go before the others settle
+SLOWEST = 0.2  # of the learning rates, where all splats stay
 MUCH = 0.3  # share of the splats that goes, from which all steps of the recovery are taken
 ENOUGH = 100  # cameras that say what numbers are worth
 Price = Callable[[Gaussians, Sensitivity], float]
@@ -155,7 +156,8 @@ def compress_splats(
         raise InputError("compress", "the scene has no training view with a camera", "give the whole scene folder")
     work = _Work(scene, scene.gaussians, settings)
     target = max(1, round(settings.keep * len(scene.gaussians)))
-    before, recovery = len(scene.gaussians), range(_recovery(settings, scene.gaussians.sh_degree))
+    before = len(scene.gaussians)
+    recovery = range(round(settings.steps * _gone(settings, scene.gaussians.sh_degree)))
     settling = range(len(recovery), len(recovery) + (settings.settle if price is not None else 0))
     rounds = settings.rounds if settings.fewer == "prune" else 1
     for index in range(rounds):
@@ -175,10 +177,10 @@ def compress_splats(
     yield CompressUpdate(settling.stop, settling.stop, len(gaussians), gaussians, work.scores(gaussians))
 
 
-def _recovery(settings: CompressSettings, sh_degree: int) -> int:
-    """Steps in proportion to what goes: splats that all stay as they are have nothing to recover from."""
+def _gone(settings: CompressSettings, sh_degree: int) -> float:
+    """How much splats have to recover from, 0 (all stay as they are) to 1 (`MUCH` of them go, or bands of colour)."""
     lighter = settings.sh_degree is not None and settings.sh_degree < sh_degree
-    return settings.steps if lighter else round(settings.steps * min(1.0, (1 - settings.keep) / MUCH))
+    return 1.0 if lighter else min(1.0, (1 - settings.keep) / MUCH)
 
 
 def _part(steps: range, index: int, parts: int) -> range:
@@ -206,6 +208,7 @@ class _Work:
         several = settings.exposure and len(self.views) > 1
         self.exposure = Exposure(len(self.views), rate=0.002, decay=0.01) if several else None
         self.settled = Settled()
+        self.pace = max(SLOWEST, _gone(settings, self.teacher.sh_degree))
 
     def _target(self, view: View) -> TargetView:
         return target_view(view, width=self.settings.width, pyramid=0)
@@ -289,9 +292,10 @@ class _Work:
         return Target(rgb.clamp(0, 1).mul(255).round().byte(), camera, None)
 
     def _learn(self, progress: float) -> None:
-        """Rates fall along a cosine to a tenth, so that the last steps settle instead of shaking."""
+        """Rates fall along a cosine to a tenth, so that the last steps settle instead of shaking; the less went, the
+        slower all of it."""
         s, fixed = self.settings, self.settled.fixed
-        slower = 0.55 + 0.45 * math.cos(math.pi * progress)
+        slower = self.pace * (0.55 + 0.45 * math.cos(math.pi * progress))
         rates = torch.full((3 * self.table["sh"].shape[1],), slower * s.sh_rest_lr)
         rates[:3] = 0.0 if "base" in fixed else slower * s.sh_lr
         self.table.step(
