@@ -177,10 +177,10 @@ def test_what_does_not_show_goes_before_anything_is_merged():
     assert float((nearest < 1e-5).float().mean()) > 0.8
 
 
-def alike(gaussians: Gaussians, scale: float = 1.0) -> Sensitivity:
-    """Every number of the same kind as important as any other."""
-    ones = {name: torch.ones_like(getattr(gaussians, name)) * scale for name in ("means", "quats", "opacities", "sh")}
-    return Sensitivity(**ones, log_scales=torch.ones_like(gaussians.scales) * scale)
+def alike(gaussians: Gaussians) -> Sensitivity:
+    """Every number as important as any other."""
+    ones = {name: torch.ones_like(getattr(gaussians, name)) for name in ("means", "quats", "opacities", "sh")}
+    return Sensitivity(**ones, log_scales=torch.ones_like(gaussians.scales))
 
 
 def test_rounded_splats_are_stored_exactly(tmp_path):

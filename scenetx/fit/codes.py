@@ -103,8 +103,7 @@ def coded_labels(rest: Float[Tensor, "g k 3"], weights: Sensitivity, price: floa
     """Which splats share one view-dependent colour: a palette of vectors, entries that many use being cheaper
     (entropy-constrained vector quantisation). The numbers that are used are 0, 1, ... without a gap."""
     vectors = rest.detach().flatten(1).float()
-    mass = weights.sh[:, 1:].flatten(1).mean(1).float()
-    mass = mass.clamp_min(1e-6 * float(mass.max()) + 1e-30)
+    mass = weights.rest.float()
     count = min(max(LEAST_PALETTE, len(vectors) // SPLATS_PER_ENTRY), MOST_PALETTE, len(vectors))
     centers, labels = palette(vectors, count, weights=mass)
     for _ in range(ROUNDS // 2):

@@ -9,7 +9,7 @@ numbers of the file they go into (`scenetx.fit.settle`), as coarse as pictures l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,7 +23,7 @@ from scenetx.fit.exposure import Exposure
 from scenetx.fit.initialise import restraint, viewing_distance
 from scenetx.fit.sensitivity import Sensitivity, sensitivity
 from scenetx.fit.settings import FitSettings
-from scenetx.fit.settle import STAGES, Settled
+from scenetx.fit.settle import STAGES, Part, Settled
 from scenetx.fit.shown import shown
 from scenetx.fit.targets import Target, TargetView, target_view
 from scenetx.fit.trainable import activated, trainable
@@ -169,9 +169,11 @@ def compress_splats(
         yield from work.walk(_part(recovery, index, rounds), recovery, settling.stop)
     if price is not None:
         work.trim()
-        worth = price(work.result(), work.sensitivity(0))
-        for index in range(len(STAGES)):
-            work.settle(index, worth)
+        for index, parts in enumerate(STAGES):
+            weights = work.sensitivity(index)
+            if index == 0:
+                worth = price(work.result(), weights)
+            work.settle(parts, weights, worth)
             yield from work.walk(_part(settling, index, len(STAGES) - 1), settling, settling.stop)
     gaussians = work.result()
     yield CompressUpdate(settling.stop, settling.stop, len(gaussians), gaussians, work.scores(gaussians))
@@ -235,9 +237,9 @@ class _Work:
         some = self.cameras[seed % apart :: apart]
         return sensitivity(self._student(), some, seed=seed, backend=self.settings.backend)
 
-    def settle(self, stage: int, price: float) -> None:
-        """From now on the student has, in what `STAGES` says, the numbers of a file."""
-        self.settled = self.settled.then(self._student().detach(), STAGES[stage], self.sensitivity(stage), price)
+    def settle(self, parts: Iterable[Part], weights: Sensitivity, price: float) -> None:
+        """From now on the student has, in these ``parts``, the numbers of a file."""
+        self.settled = self.settled.then(self._student().detach(), parts, weights, price)
 
     def merge(self, count: int) -> None:
         if count < len(self.table):

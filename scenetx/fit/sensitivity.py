@@ -28,6 +28,12 @@ class Sensitivity:
     opacities: Float[Tensor, "g"]
     sh: Float[Tensor, "g k 3"]
 
+    @property
+    def rest(self) -> Float[Tensor, "g"]:
+        """Of a splat's view-dependent colour as a whole: the mean over its coefficients; above 0."""
+        mean = self.sh[:, 1:].flatten(1).mean(1)
+        return mean.clamp_min(1e-6 * float(mean.max()) + 1e-30)
+
 
 def sensitivity(
     gaussians: Gaussians, cameras: Sequence[Cameras], *, seed: int = 0, backend: Backend = "auto"

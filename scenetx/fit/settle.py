@@ -51,9 +51,7 @@ class Settled:
         }
         out = replace(self, fixed=self.fixed | {part: coders[part]() for part in parts if part in coders})
         if "rest" in parts and free.sh_degree and len(free):
-            mass = weights.sh[:, 1:].flatten(1).mean(1)
-            mass = mass / mass.max().clamp_min(1e-30) + 1e-6
-            return replace(out, labels=coded_labels(free.sh[:, 1:], weights, price), mass=mass)
+            return replace(out, labels=coded_labels(free.sh[:, 1:], weights, price), mass=weights.rest)
         return out
 
     def _kept(self, name: str, free: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -32,8 +32,8 @@ CURVE = "rate_distortion.json"
 SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
 LEAST_KEEP = 0.02
 BALANCE = 0.5  # error that all bits of the file may be worth, in what the scene's pictures are wrong by anyway
-STEEP = 6.0  # a size is about the price to the power of minus a seventh
-CHEAPEST = 1e-3  # of that price: where finer numbers are no longer seen
+LEAST_PRICE = 1e-3  # of the price that follows from that: where finer numbers are no longer seen
+STEEP = 6.0  # a size goes with the price to the power of minus a seventh; a little less does not overshoot
 RIGHT = 45.0  # dB; pictures that are better than that are as good as those that are
 RECOVERED = 1.15  # times the bytes that just merged splats take, once they have recovered: details are sharper
 LOOKS = 4  # at the size of a share of the splats, or of a price, before the work on it begins
@@ -157,7 +157,7 @@ class _Room:
         views = work.scene.training[:: max(1, len(work.scene.training) // CAMERAS)][:CAMERAS]
         self.cameras = [target_view(view, width=plan.fit.width, pyramid=0).levels[0].camera for view in views]
         wrong = evaluate_views(work.scene, full, views=views, backend=plan.fit.backend).mean_psnr_corrected
-        self.dearest = BALANCE * 10 ** (-min(wrong, RIGHT) / 10) / (8 * self.bytes)
+        self.planned = BALANCE * 10 ** (-min(wrong, RIGHT) / 10) / (8 * self.bytes)
 
     def settings(self) -> CompressSettings:
         """With the share of the splats that fits at the price that suits the room.
@@ -179,20 +179,20 @@ class _Room:
 
     def price(self, gaussians: Gaussians, weights: Sensitivity) -> float:
         """The price at which the file fills the room, or nearly."""
-        price = self.dearest
+        price = self.planned
         for _ in range(LOOKS):
             size = self.work.packed_size(rounded(gaussians, weights, price))
             if SLACK * self.bytes <= size <= self.bytes:
                 break
             price *= min(max((size / self.bytes) ** STEEP, 1 / 16), 16.0)
-        return max(price, CHEAPEST * self.dearest)
+        return max(price, LEAST_PRICE * self.planned)
 
     def _packed(self, gaussians: Gaussians) -> int:
         plain = gaussians.detach()[gaussians.finite()].to("cpu")
         if self.fit.sh_degree is not None:
             plain = replace(plain, sh=plain.sh[:, : (self.fit.sh_degree + 1) ** 2])
         weights = sensitivity(plain, self.cameras, backend=self.fit.backend)
-        return self.work.packed_size(rounded(plain, weights, self.dearest))
+        return self.work.packed_size(rounded(plain, weights, self.planned))
 
 
 def _light(
