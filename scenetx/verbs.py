@@ -89,10 +89,13 @@ class View:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the scene in other formats, by suffix: .ply .splat .spz .sog .glb .html, transforms.json, COLMAP folder."""
+    """Write the scene in other formats, by suffix and name."""
 
     scene: Positional[Path]
+    """Scene folder."""
     targets: Positional[tuple[Path, ...]]
+    """Splats: .ply .splat .spz .sog .compressed.ply, splats.glb. Page: .html. Points and cameras: .glb, points.ply,
+    transforms.json, a folder (COLMAP). Surface (needs the extra mesh): mesh.glb, mesh.ply, mesh.obj, mesh-poisson.glb."""
     splats: int | None = None
     """At most so many: neighbours are merged, which leaves no holes. For phones and previews; takes a second."""
 

@@ -52,6 +52,15 @@ def test_what_no_camera_sees_is_not_free():
     assert 0 < float(found.opacities[0]) < 0.01 * float(found.opacities.max())
 
 
+def test_black_is_not_free():
+    """A colour clamped for the cameras that tell may show for others."""
+    gaussians, cameras = make_scene(6, 10, 12, degree=1, size=0.3)
+    dark = replace(gaussians, sh=gaussians.sh.clone())
+    dark.sh[:, 0] = -10.0
+    felt, usual = (sensitivity(splats, [cameras], backend="torch").sh for splats in (dark, gaussians))
+    torch.testing.assert_close(felt, usual)
+
+
 def lagrangian(symbols: np.ndarray, places: np.ndarray, weights: np.ndarray, price: float) -> float:
     """Error, and bits by how often each symbol occurs."""
     counts = np.bincount(symbols, minlength=256)

@@ -411,6 +411,13 @@ def test_a_sphere_is_fused_from_its_depth(tmp_path):
     assert np.abs(radius - 1).max() < 0.1
     assert (clean.components, clean.holes) == (1, 0)
     assert np.abs(np.median(closed.colors, axis=0) - [255, 128, 0]).max() <= 4
+    # Something before one camera that the others look through is not there.
+    shots = sphere_shots(16)
+    shots[0][0].depth[0, 30:50, 30:50] -= 0.5
+    confirmed, _ = fuse(shots, FuseSettings(voxel=0.04))
+    believed, _ = fuse(shots, FuseSettings(voxel=0.04, votes=0))
+    assert np.linalg.norm(confirmed.vertices, axis=1).max() < 1.1
+    assert np.linalg.norm(believed.vertices, axis=1).max() > 1.3
     empty = [(replace(render, alpha=render.alpha * 0), camera) for render, camera in sphere_shots(1)]
     with pytest.raises(InputError, match="no pixel with depth"):
         fuse(empty)
@@ -426,5 +433,7 @@ def test_without_open3d_the_cure_is_named(monkeypatch, tmp_path):
         export(photographed(20, 2), tmp_path / "mesh.glb")
     with pytest.raises(InputError, match="above 0"):
         FuseSettings(voxel=-1.0)
+    with pytest.raises(InputError, match="votes"):
+        FuseSettings(votes=-1)
     with pytest.raises(InputError, match="poisson"):
         FuseSettings(poisson_depth=99)

@@ -53,10 +53,14 @@ def sensitivity(
     numbers = 0
     for _ in range(math.ceil(LOOKS / len(cameras))):
         for camera in cameras:
-            leaves = {name: getattr(plain, name).clone().requires_grad_() for name in names}
+            leaves = {name: getattr(plain, name).clone().requires_grad_() for name in names[:-1]}
+            # Colour is felt as much whatever it is, but where it is clamped to black for these cameras and not for
+            # others; hence the second picture, of grey splats.
+            grey = torch.zeros_like(plain.sh).requires_grad_()
             rgb = rasterize(replace(plain, **leaves), camera, backend=backend).rgb
+            of_grey = rasterize(replace(plain, sh=grey), camera, backend=backend).rgb
             signs = torch.randint(0, 2, rgb.shape, generator=generator).mul(2).sub(1).to(rgb)
-            gradients = torch.autograd.grad((rgb * signs).sum(), list(leaves.values()))
+            gradients = torch.autograd.grad(((rgb + of_grey) * signs).sum(), [*leaves.values(), grey])
             for name, gradient in zip(names, gradients, strict=True):
                 sums[name] += gradient.square().nan_to_num(0, 0, 0)
             numbers += rgb.numel()

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from scenetx.core import Cameras, InputError, Render
+from scenetx.geometry.lift import agreement, nearest_views, steady
 
+NEIGHBORS = 6  # pictures asked to confirm another's depth
+MANY = 16  # pictures, of which two can be expected to see a place as a third does
+TOUCH = 4  # Open3D looks for blocks at every fourth pixel, and stops where none has depth
 FIRST_BLOCKS = 10_000
 """Room at first, in blocks of 8 x 8 x 8 voxels; the grid grows."""
 
@@ -26,9 +32,12 @@ FIRST_BLOCKS = 10_000
 class FuseSettings:
     """How depth becomes a surface. Lengths in world units; None is chosen from the depth seen."""
 
-    voxel: float | None = None  # None: the median depth / 256
+    voxel: float | None = None  # None: the median depth / 128, a few pixels of a draft
     truncation: float = 4.0  # of the signed distance, in voxels
     least_alpha: float = 0.5  # pixels that the splats cover less are not used
+    edge: float = 0.04  # nor pixels whose depth differs by this share from a neighbour's: blends of two surfaces
+    agree: float = 0.02  # another picture confirms a pixel where its depth is within this share
+    votes: int | None = None  # of the nearest pictures that have to confirm a pixel; 0 uses all, None is 2 or 0
     farthest: float | None = None  # None: four times the median depth
     smallest: int = 100  # triangles; smaller pieces are thrown away
     surface: Literal["tsdf", "poisson"] = "tsdf"  # poisson closes holes and smooths; the TSDF keeps what was seen
@@ -42,6 +51,8 @@ class FuseSettings:
                 raise InputError(f"mesh setting {name}", value, "use a number above 0")
         if self.surface not in ("tsdf", "poisson"):
             raise InputError("mesh setting surface", self.surface, "use tsdf or poisson")
+        if self.votes is not None and self.votes < 0:
+            raise InputError("mesh setting votes", self.votes, "use 0 or more")
         if not (4 <= self.poisson_depth <= 13 and 0 <= self.poisson_trim < 1):
             shown = (self.poisson_depth, self.poisson_trim)
             raise InputError("mesh settings poisson_depth, poisson_trim", shown, "use 4 to 13, and a share below 1")
@@ -83,12 +94,12 @@ def fuse(pictures: Iterable[tuple[Render, Cameras]], settings: FuseSettings | No
     settings = settings or FuseSettings()
     library = _open3d()
     shots = [(render, camera) for render, camera in pictures]
-    used = [_usable(render, settings.least_alpha) for render, _ in shots]
+    used = _confirmed([_usable(render, settings) for render, _ in shots], [camera for _, camera in shots], settings)
     depths = np.concatenate([depth[depth > 0] for depth in used]) if used else np.zeros(0)
     if not len(depths):
         raise InputError("mesh", "no pixel with depth", "give a scene whose splats cover its pictures")
     median = float(np.median(depths))
-    voxel, farthest = settings.voxel or median / 256, settings.farthest or 4 * median
+    voxel, farthest = settings.voxel or median / 128, settings.farthest or 4 * median
     if median / voxel > 1 << 13:
         raise InputError("mesh setting voxel", f"{voxel:.3g} for a depth of {median:.3g}", "use a coarser grid")
     volume = _integrated(library, shots, used, voxel, farthest, settings.truncation)
@@ -126,7 +137,8 @@ def _integrated(
         lens = core.Tensor(K)
         cam_from_world = core.Tensor(camera.cam_from_world[0].detach().cpu().double().numpy())
         seen, rgb = image(depth), image(render.rgb[0].detach().cpu().clamp(0, 1).numpy())
-        if not (depth > 0).any():
+        looked = depth[::TOUCH, ::TOUCH]
+        if not ((looked > 0) & (looked < farthest)).any():
             continue
         blocks = volume.compute_unique_block_coordinates(seen, lens, cam_from_world, 1.0, farthest, truncation)
         volume.integrate(blocks, seen, rgb, lens, lens, cam_from_world, 1.0, farthest, truncation)
@@ -186,11 +198,29 @@ def cleanliness(mesh: Mesh, *, removed: int = 0) -> Cleanliness:
     )
 
 
-def _usable(render: Render, least_alpha: float) -> Float[np.ndarray, "h w"]:
-    """z-depth of the one picture, float32; 0 where there is too little of a surface."""
-    depth = render.depth[0].detach().cpu().float().numpy()
-    alpha = render.alpha[0].detach().cpu().float().numpy()
-    return np.where((alpha >= least_alpha) & np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+def _usable(render: Render, settings: FuseSettings) -> Float[Tensor, "h w"]:
+    """z-depth of the one picture; 0 where there is too little of a surface, and at its edges."""
+    depth, alpha = render.depth[0].detach().cpu().float(), render.alpha[0].detach().cpu().float()
+    known = torch.where((alpha >= settings.least_alpha) & depth.isfinite() & (depth > 0), depth, 0.0)
+    return torch.where(steady(known, settings.edge), known, 0.0)
+
+
+def _confirmed(
+    depths: Sequence[Float[Tensor, "_ _"]], cameras: Sequence[Cameras], settings: FuseSettings
+) -> list[Float[np.ndarray, "_ _"]]:
+    """Depth, float32, where enough of the nearest pictures see the same surface; 0 elsewhere. What hangs in the air
+    before one camera is what others look through."""
+    votes = settings.votes
+    if votes is None:
+        votes = 2 if len(depths) >= MANY else 0
+    votes = min(votes, len(depths) - 1)
+    out = []
+    for index, depth in enumerate(depths):
+        if votes > 0:
+            others = nearest_views(cameras, index, NEIGHBORS)
+            depth = torch.where(agreement(depths, cameras, index, others, settings.agree) >= votes, depth, 0.0)
+        out.append(depth.numpy())
+    return out
 
 
 def _pieces(mesh: Mesh) -> Int[np.ndarray, "f"]:

@@ -31,7 +31,8 @@ FORMATS = ("sog", "spz", COMPRESSED_PLY[1:], "glb")
 CURVE = "rate_distortion.json"
 SLACK = 0.97  # of the target's bytes are aimed for: the size of a picture is known once it is packed
 LEAST_KEEP = 0.02
-BALANCE = 0.5  # error that all bits of the file may be worth, in what the scene's pictures are wrong by anyway
+BALANCE = 0.4  # error that all bits of the file may be worth, in what the scene's pictures are wrong by anyway
+USUAL = 30.0  # dB; the more pictures are wrong by, the smaller the part of it that more splats would mend
 LEAST_PRICE = 1e-3  # of the price that follows from that: where finer numbers are no longer seen
 STEEP = 6.0  # a size goes with the price to the power of minus a seventh; a little less does not overshoot
 RIGHT = 45.0  # dB; pictures that are better than that are as good as those that are
@@ -147,17 +148,23 @@ class _Room:
     """How the target is met: which share of the splats, and how coarse their numbers.
 
     Error falls with the file's bits about as bits fall with their price: at the least error for a size, the price of
-    all bits together is a fixed share of the error (`BALANCE`). That gives a price before anything else is known; as
-    many splats as then fit are kept. When they have recovered, the price is set to what fills the room.
+    all bits together is a fixed share (`BALANCE`) of the error that bits can mend. Blur, noise and light that moves
+    they cannot; that is taken to be more where pictures are more wrong (`USUAL`). That gives a price before anything
+    else is known; as many splats as then fit are kept. When they have recovered, the price is set to what fills the
+    room.
     """
 
     def __init__(self, work: _Bench, full: Gaussians, plan: CompressPlan) -> None:
         self.work, self.full, self.fit = work, full, plan.fit
         self.bytes = work.points[0].bytes * SLACK / plan.target
         views = work.scene.training[:: max(1, len(work.scene.training) // CAMERAS)][:CAMERAS]
-        self.cameras = [target_view(view, width=plan.fit.width, pyramid=0).levels[0].camera for view in views]
+        targets = [target_view(view, width=plan.fit.width, pyramid=0).levels[0] for view in views]
+        self.cameras = [target.camera for target in targets]
         wrong = evaluate_views(work.scene, full, views=views, backend=plan.fit.backend).mean_psnr_corrected
-        self.planned = BALANCE * 10 ** (-min(wrong, RIGHT) / 10) / (8 * self.bytes)
+        # PSNR is over pixels inside of masks, sensitivities are over all.
+        inside = sum(1.0 if target.mask is None else float(target.mask.float().mean()) for target in targets)
+        error = 10 ** (-(min(wrong, RIGHT) + USUAL) / 20) * inside / len(targets)
+        self.planned = BALANCE * error / (8 * self.bytes)
 
     def settings(self) -> CompressSettings:
         """With the share of the splats that fits at the price that suits the room.
