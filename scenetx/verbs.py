@@ -95,7 +95,7 @@ class Export:
     """Scene folder."""
     targets: Positional[tuple[Path, ...]]
     """Splats: .ply .splat .spz .sog .compressed.ply, splats.glb. Page: .html. Points and cameras: .glb, points.ply,
-    transforms.json, a folder (COLMAP). Surface (needs the extra mesh): mesh.glb, mesh.ply, mesh.obj, mesh-poisson.glb."""
+    transforms.json, a folder (COLMAP). Surface (the extra mesh): mesh.glb, mesh.ply, mesh.obj, mesh-poisson.glb."""
     splats: int | None = None
     """At most so many: neighbours are merged, which leaves no holes. For phones and previews; takes a second."""
 
